@@ -1,0 +1,237 @@
+//! Attention over plain slices: threads share out batches and heads, and take a block of queries
+//! at a time, so that scores stay in the cache and keys beyond the causal limit are never read.
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Shape;
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::AttentionSpec;
+use crate::gemm::{self as product, View, ViewMut};
+use crate::{flex, simd};
+
+/// Queries whose scores are held at once.
+const BLOCK: usize = 64;
+
+/// Sizes of an attention operation.
+#[derive(Clone, Copy)]
+struct Sizes {
+    spec: AttentionSpec,
+    batch: usize,
+    sq: usize,
+    sk: usize,
+    dh: usize,
+}
+
+/// A block of queries of one head: where it starts, its length, and how many keys it may see.
+#[derive(Clone, Copy)]
+struct Block {
+    start: usize,
+    len: usize,
+    keys: usize,
+}
+
+impl Sizes {
+    fn new(q: &FlexTensor, k: &FlexTensor, spec: AttentionSpec) -> Self {
+        let (q, k) = (q.layout().shape(), k.layout().shape());
+        Self {
+            spec,
+            batch: q[0],
+            sq: q[1],
+            sk: k[1],
+            dh: q[2] / spec.heads,
+        }
+    }
+
+    /// The blocks of queries that see at least one key.
+    fn blocks(self) -> impl Iterator<Item = Block> {
+        let block = move |start| {
+            let len = BLOCK.min(self.sq - start);
+            let keys = self.visible(start + len - 1);
+            Block { start, len, keys }
+        };
+        (0..self.sq)
+            .step_by(BLOCK)
+            .map(block)
+            .filter(|b| b.keys > 0)
+    }
+
+    fn visible(self, query: usize) -> usize {
+        self.spec.visible(query, self.sq, self.sk)
+    }
+
+    fn q_shape(self) -> [usize; 4] {
+        [self.batch, self.sq, self.spec.heads, self.dh]
+    }
+
+    fn k_shape(self) -> [usize; 4] {
+        [self.batch, self.sk, self.spec.kv_heads, self.dh]
+    }
+}
+
+/// A zeroed tensor's elements for `[batch, seq, heads, dh]`.
+fn zeros(shape: [usize; 4]) -> Vec<f32> {
+    vec![0.0; shape.iter().product()]
+}
+
+fn tensor(data: Vec<f32>, [batch, seq, heads, dh]: [usize; 4]) -> FlexTensor {
+    flex::tensor(data, Shape::new([batch, seq, heads * dh]))
+}
+
+/// `scale * q kᵀ` of a block, into the start of `scratch`.
+fn scores<'s>(
+    scratch: &'s mut Vec<f32>,
+    q: View<'_>,
+    k: View<'_>,
+    scale: f64,
+    block: Block,
+) -> &'s mut [f32] {
+    scratch.resize(scratch.len().max(block.len * block.keys), 0.0);
+    let scores = &mut scratch[..block.len * block.keys];
+    let q = q.row_range(block.start, block.len);
+    let k = k.row_range(0, block.keys).t();
+    let out = ViewMut::rows(scores, block.keys);
+    product::assign(out, scale as f32, q, k, Parallelism::None);
+    scores
+}
+
+pub(super) fn forward(
+    qkv: [FlexTensor; 3],
+    mask: FlexTensor,
+    spec: AttentionSpec,
+) -> (FlexTensor, FlexTensor) {
+    let [q, k, v] = &qkv.map(flex::forward_strides);
+    let mask = flex::contiguous(mask);
+    let mask = flex::slice(&mask);
+    let sizes = Sizes::new(q, k, spec);
+    let Sizes {
+        batch, sq, sk, dh, ..
+    } = sizes;
+    let heads = spec.heads;
+    let mut out = zeros(sizes.q_shape());
+    let mut log_sum = vec![0.0; batch * heads * sq];
+    ViewMut::heads(&mut out, sizes.q_shape())
+        .into_par_iter()
+        .zip(log_sum.par_chunks_mut(sq.max(1)))
+        .enumerate()
+        .for_each_init(Vec::new, |scratch, (i, (mut out, log_sum))| {
+            let (b, h) = (i / heads, i % heads);
+            let kv = h * spec.kv_heads / heads;
+            let mask = &mask[b * sk..][..sk];
+            let q = flex::head(q, b, h, dh);
+            let (k, v) = (flex::head(k, b, kv, dh), flex::head(v, b, kv, dh));
+            for block in sizes.blocks() {
+                let scores = scores(scratch, q, k, spec.scale, block);
+                for (r, row) in scores.chunks_exact_mut(block.keys).enumerate() {
+                    let query = block.start + r;
+                    let (seen, later) = row.split_at_mut(sizes.visible(query));
+                    log_sum[query] = simd::softmax_row(seen, mask);
+                    later.fill(0.0);
+                }
+                let p = View::rows(scores, block.keys);
+                let v = v.row_range(0, block.keys);
+                let out = out.row_range(block.start, block.len);
+                product::assign(out, 1.0, p, v, Parallelism::None);
+            }
+        });
+    let log_sum = flex::tensor(log_sum, Shape::new([batch, heads, sq]));
+    (tensor(out, sizes.q_shape()), log_sum)
+}
+
+pub(super) fn backward(
+    grad: FlexTensor,
+    qkv: [FlexTensor; 3],
+    mask: FlexTensor,
+    log_sum: FlexTensor,
+    spec: AttentionSpec,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let [q, k, v] = &qkv.map(flex::forward_strides);
+    let grad = &flex::forward_strides(grad);
+    let mask = flex::contiguous(mask);
+    let (mask, log_sum) = (flex::slice(&mask), flex::slice(&log_sum));
+    let sizes = Sizes::new(q, k, spec);
+    let Sizes { sq, sk, dh, .. } = sizes;
+    let group = spec.heads / spec.kv_heads;
+    let (mut dq, mut dk, mut dv) = (
+        zeros(sizes.q_shape()),
+        zeros(sizes.k_shape()),
+        zeros(sizes.k_shape()),
+    );
+    // A thread takes a key head with all its query heads, since they add to the same gradients.
+    ViewMut::heads(&mut dq, sizes.q_shape())
+        .par_chunks_mut(group)
+        .zip(ViewMut::heads(&mut dk, sizes.k_shape()))
+        .zip(ViewMut::heads(&mut dv, sizes.k_shape()))
+        .enumerate()
+        .for_each_init(Default::default, |scratch, (i, ((dq, dk), dv))| {
+            let (b, kv) = (i / spec.kv_heads, i % spec.kv_heads);
+            let (k, v) = (flex::head(k, b, kv, dh), flex::head(v, b, kv, dh));
+            let mask = &mask[b * sk..][..sk];
+            let mut shared = KeyHead {
+                sizes,
+                k,
+                v,
+                mask,
+                dk,
+                dv,
+            };
+            for (j, dq) in dq.iter_mut().enumerate() {
+                let h = kv * group + j;
+                let log_sum = &log_sum[(b * spec.heads + h) * sq..][..sq];
+                let (q, grad) = (flex::head(q, b, h, dh), flex::head(grad, b, h, dh));
+                shared.backward(scratch, q, grad, log_sum, dq);
+            }
+        });
+    (
+        tensor(dq, sizes.q_shape()),
+        tensor(dk, sizes.k_shape()),
+        tensor(dv, sizes.k_shape()),
+    )
+}
+
+/// One key head, and the gradients that its query heads add to.
+struct KeyHead<'a> {
+    sizes: Sizes,
+    k: View<'a>,
+    v: View<'a>,
+    mask: &'a [f32],
+    dk: ViewMut<'a>,
+    dv: ViewMut<'a>,
+}
+
+impl KeyHead<'_> {
+    /// Gradients of one query head. The scratch holds probabilities and their gradients.
+    fn backward(
+        &mut self,
+        (p, dp): &mut (Vec<f32>, Vec<f32>),
+        q: View<'_>,
+        grad: View<'_>,
+        log_sum: &[f32],
+        dq: &mut ViewMut<'_>,
+    ) {
+        let alone = Parallelism::None;
+        let scale = self.sizes.spec.scale;
+        for block in self.sizes.blocks() {
+            let Block { start, len, keys } = block;
+            let p = scores(p, q, self.k, scale, block);
+            // The gradient of the probabilities is a product of the same form as the scores.
+            let ds = scores(dp, grad, self.v, 1.0, block);
+            let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+            for (r, (p, ds)) in rows.enumerate() {
+                let query = start + r;
+                let visible = self.sizes.visible(query);
+                let (seen, later) = p.split_at_mut(visible);
+                simd::softmax_row_again(seen, self.mask, log_sum[query]);
+                later.fill(0.0);
+                simd::softmax_row_backward(seen, &mut ds[..visible], scale as f32);
+                ds[visible..].fill(0.0);
+            }
+            let (p, ds) = (View::rows(p, keys), View::rows(ds, keys));
+            let (q, grad) = (q.row_range(start, len), grad.row_range(start, len));
+            product::add(self.dv.row_range(0, keys), 1.0, p.t(), grad, alone);
+            product::add(self.dk.row_range(0, keys), 1.0, ds.t(), q, alone);
+            let k = self.k.row_range(0, keys);
+            product::assign(dq.row_range(start, len), 1.0, ds, k, alone);
+        }
+    }
+}

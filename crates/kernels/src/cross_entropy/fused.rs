@@ -1,0 +1,152 @@
+//! The loss over plain slices, part by part.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Shape};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::{Grad, LossAndGrads, Wanted};
+use crate::gemm::{self as product, View, ViewMut};
+use crate::{flex, simd};
+
+/// Logits that exist at once, about: 32 MB. Enough rows for products to run at full speed.
+const LOGITS: usize = 1 << 23;
+
+pub(super) fn loss_and_grads(
+    hidden: FlexTensor,
+    weight: FlexTensor,
+    targets: FlexTensor,
+    wanted: Wanted,
+) -> LossAndGrads<Flex> {
+    let [n, _] = flex::rows(hidden.layout().shape());
+    let vocab = weight.layout().shape()[1];
+    let targets = classes(targets, vocab);
+    let (hidden, weight) = (flex::as_rows(hidden), flex::forward_strides(weight));
+    let mut grads = Gradients::new(&hidden, &weight, wanted);
+    let (hidden, weight) = (flex::matrix(&hidden), flex::matrix(&weight));
+
+    let part = (LOGITS / vocab.max(1)).clamp(1, n);
+    let mut logits = vec![0.0; part * vocab];
+    let share = 1.0 / n as f32;
+    let mut loss = 0.0;
+    for (i, targets) in targets.chunks(part).enumerate() {
+        let (start, len) = (i * part, targets.len());
+        let hidden = hidden.row_range(start, len);
+        let logits = &mut logits[..len * vocab];
+        let out = ViewMut::rows(logits, vocab);
+        product::assign(out, 1.0, hidden, weight, Parallelism::Rayon(0));
+        if wanted.hidden || wanted.weight {
+            loss += rows_loss(logits, targets, vocab, |row, target, log_sum| {
+                simd::softmax_scaled(row, log_sum, share);
+                row[target] -= share;
+            });
+            grads.add_part(View::rows(logits, vocab), hidden, weight, start);
+        } else {
+            loss += rows_loss(logits, targets, vocab, |_, _, _| ());
+        }
+    }
+    let loss = flex::tensor(vec![(loss / n as f64) as f32], Shape::new([1]));
+    grads.finish(loss)
+}
+
+/// The sum of the rows' losses; `turn` then makes something else of each row's logits.
+fn rows_loss(
+    logits: &mut [f32],
+    targets: &[usize],
+    vocab: usize,
+    turn: impl Fn(&mut [f32], usize, f32) + Sync,
+) -> f64 {
+    let row_loss = |(row, &target): (&mut [f32], &usize)| {
+        let log_sum = simd::log_sum_exp(row);
+        let loss = f64::from(log_sum - row[target]);
+        turn(row, target, log_sum);
+        loss
+    };
+    let rows = logits.par_chunks_exact_mut(vocab).zip(targets);
+    rows.map(row_loss).sum()
+}
+
+/// The gradients wanted, filled part by part.
+struct Gradients {
+    hidden: Option<Vec<f32>>,
+    weight: Option<Vec<f32>>,
+    d: usize,
+    vocab: usize,
+    /// Whether the weight is a transposed view. Its gradient takes the same layout, so that the
+    /// gradient of a tied embedding comes out without a copy.
+    transposed: bool,
+}
+
+impl Gradients {
+    fn new(hidden: &FlexTensor, weight: &FlexTensor, wanted: Wanted) -> Self {
+        let [n, d] = flex::rows(hidden.layout().shape());
+        let vocab = weight.layout().shape()[1];
+        let strides = weight.layout().strides();
+        Self {
+            hidden: wanted.hidden.then(|| vec![0.0; n * d]),
+            weight: wanted.weight.then(|| vec![0.0; d * vocab]),
+            d,
+            vocab,
+            transposed: strides[0] < strides[1],
+        }
+    }
+
+    fn add_part(&mut self, d_logits: View<'_>, hidden: View<'_>, weight: View<'_>, start: usize) {
+        let threads = Parallelism::Rayon(0);
+        if let Some(grad) = &mut self.hidden {
+            let [len, _] = d_logits.shape();
+            let mut out = ViewMut::rows(grad, self.d);
+            let out = out.row_range(start, len);
+            product::assign(out, 1.0, d_logits, weight.t(), threads);
+        }
+        match &mut self.weight {
+            Some(grad) if self.transposed => {
+                let out = ViewMut::rows(grad, self.d);
+                product::add(out, 1.0, d_logits.t(), hidden, threads);
+            }
+            Some(grad) => {
+                let out = ViewMut::rows(grad, self.vocab);
+                product::add(out, 1.0, hidden.t(), d_logits, threads);
+            }
+            None => {}
+        }
+    }
+
+    fn finish(self, loss: FlexTensor) -> LossAndGrads<Flex> {
+        let Self { d, vocab, .. } = self;
+        let matrix = |grad: Vec<f32>, rows, cols| flex::tensor(grad, Shape::new([rows, cols]));
+        let n = self.hidden.as_ref().map_or(0, |grad| grad.len() / d.max(1));
+        let hidden = self.hidden.map(|grad| matrix(grad, n, d));
+        let weight = match (self.weight, self.transposed) {
+            (Some(grad), true) => Some(matrix(grad, vocab, d).transpose(0, 1)),
+            (Some(grad), false) => Some(matrix(grad, d, vocab)),
+            (None, _) => None,
+        };
+        LossAndGrads {
+            loss,
+            hidden: hidden.map_or(Grad::Unwanted, Grad::Computed),
+            weight: weight.map_or(Grad::Unwanted, Grad::Computed),
+        }
+    }
+}
+
+/// The targets as indices, checked.
+fn classes(targets: FlexTensor, vocab: usize) -> Vec<usize> {
+    let targets = flex::contiguous(targets);
+    let check = |target: i64| match usize::try_from(target) {
+        Ok(class) if class < vocab => class,
+        _ => panic!("target `{target}` is out of range, expected 0..{vocab}"),
+    };
+    match targets.dtype() {
+        DType::I64 => {
+            let values = targets.as_slice::<i64>().expect("contiguous");
+            values.iter().map(|&t| check(t)).collect()
+        }
+        DType::I32 => {
+            let values = targets.as_slice::<i32>().expect("contiguous");
+            values.iter().map(|&t| check(i64::from(t))).collect()
+        }
+        other => panic!("`targets` have type {other:?}, expected I64 or I32"),
+    }
+}

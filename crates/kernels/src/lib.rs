@@ -1,0 +1,27 @@
+//! Training operations that models and fine-tuning methods share.
+//!
+//! Each operation has a hand-written backward pass that saves no more than it needs and computes
+//! no gradient nobody asked for. On the CPU backend `Flex` it also runs as loops over plain slices;
+//! elsewhere it is composed of the backend's own operations.
+
+// `NdArray` is deprecated upstream; it stays the second CPU backend here for its users.
+#![allow(deprecated)]
+
+mod attention;
+mod buffer;
+mod cross_entropy;
+mod flex;
+mod gelu;
+mod gemm;
+mod layer_norm;
+mod linear;
+pub mod plain;
+mod simd;
+#[cfg(test)]
+mod testing;
+
+pub use attention::{AttentionSpec, attention};
+pub use cross_entropy::cross_entropy_head;
+pub use gelu::{gelu, gelu_tanh};
+pub use layer_norm::layer_norm;
+pub use linear::linear;

@@ -1,0 +1,97 @@
+//! The third seam: the attention core, where keys and values meet the queries.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+pub use kernels::AttentionSpec;
+
+use crate::erased::{DynModule, Holder};
+use crate::pass::Pass;
+use crate::projection::short_type_name;
+
+/// Queries, keys and values of one attention layer, heads side by side in the last axis.
+#[derive(Clone)]
+pub struct Heads {
+    /// `[batch, queries, heads * d_head]`
+    pub q: Tensor<3>,
+    /// `[batch, keys, kv_heads * d_head]`
+    pub k: Tensor<3>,
+    /// `[batch, keys, kv_heads * d_head]`
+    pub v: Tensor<3>,
+    /// `[batch, keys]`, 1 where a key may be seen and 0 at padding.
+    pub key_mask: Option<Tensor<2>>,
+    /// Number of heads, scale, causality.
+    pub spec: AttentionSpec,
+}
+
+impl Heads {
+    /// Scaled dot-product attention, `[batch, queries, heads * d_head]`.
+    pub fn attend(self) -> Tensor<3> {
+        kernels::attention(self.q, self.k, self.v, &self.spec, self.key_mask)
+    }
+
+    /// Puts keys and values that every query sees before the others.
+    ///
+    /// # Shapes
+    /// - keys, values: `[n, kv_heads * d_head]`, the same for every row of the batch
+    pub fn with_prefix(mut self, keys: Tensor<2>, values: Tensor<2>) -> Self {
+        let [batch, _, _] = self.k.dims();
+        let [n, width] = keys.dims();
+        let expand = |t: Tensor<2>| t.unsqueeze::<3>().expand([batch, n, width]);
+        self.k = Tensor::cat(vec![expand(keys), self.k], 1);
+        self.v = Tensor::cat(vec![expand(values), self.v], 1);
+        self.key_mask = self.key_mask.map(|mask| {
+            let seen = Tensor::ones([batch, n], &mask.device());
+            Tensor::cat(vec![seen, mask], 1)
+        });
+        self
+    }
+}
+
+/// Replaces the attention core of a layer.
+pub trait Attend: Module + 'static {
+    /// Attention output, `[batch, queries, heads * d_head]`.
+    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+}
+
+/// Object-safe form of [`Attend`]; implemented for every one of them.
+pub trait DynAttend: DynModule {
+    #[doc(hidden)]
+    fn boxed(&self) -> Box<dyn DynAttend>;
+    #[doc(hidden)]
+    fn describe(&self) -> String;
+    #[doc(hidden)]
+    fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+}
+
+impl<A: Attend> DynAttend for Holder<A> {
+    fn boxed(&self) -> Box<dyn DynAttend> {
+        Box::new(self.clone())
+    }
+    fn describe(&self) -> String {
+        short_type_name::<A>().into()
+    }
+    fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+        self.get().forward(heads, pass)
+    }
+}
+
+/// Any [`Attend`]. Models hold an `Option<AttendSlot>` in every attention layer.
+#[derive(Debug)]
+pub struct AttendSlot(Box<dyn DynAttend>);
+
+erased_module!(AttendSlot, DynAttend);
+
+impl AttendSlot {
+    /// Erases an attention core.
+    pub fn new<A: Attend>(attend: A) -> Self {
+        Self(Box::new(Holder::new(attend)))
+    }
+
+    /// The slot's attention if there is one, plain attention otherwise.
+    pub fn apply(slot: Option<&Self>, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+        match slot {
+            Some(attend) => attend.0.run(heads, pass),
+            None => heads.attend(),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! A model with seams, and the one function that puts a method into it.
+
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleDisplay, ModuleMapper, Param, ParamId};
+use burn::tensor::Tensor;
+
+use crate::attend::AttendSlot;
+use crate::error::CoreError;
+use crate::geometry::{Geometry, Part};
+use crate::init::Init;
+use crate::method::{Method, Storage};
+use crate::pass::{Pass, SharedSlot};
+use crate::projection::{Dense, Proj};
+use crate::site::{Role, Site};
+use crate::tap::TapSlot;
+
+/// A model that exposes its seams. It knows no method.
+pub trait Host: Module + ModuleDisplay + 'static {
+    /// The model's shape.
+    fn geometry(&self) -> Geometry;
+
+    /// Walks every seam in order of use and lets the surgeon fill it.
+    fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self;
+
+    /// Gives a head that shares the embedding table a copy of its own.
+    fn untie_head(self) -> Self {
+        self
+    }
+}
+
+/// Decides what goes into each seam of a [`Host`].
+pub trait Surgeon {
+    /// What stands in place of this linear layer.
+    fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+        base
+    }
+    /// What sits on this sublayer, given what sat there before.
+    fn tap(&mut self, _layer: usize, _role: Role, old: Option<TapSlot>) -> Option<TapSlot> {
+        old
+    }
+    /// What replaces this layer's attention core, given what did before.
+    fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
+        old
+    }
+}
+
+/// A model with a method in it.
+#[derive(Module, Debug)]
+pub struct Adapted<H: Host> {
+    /// The model, its seams filled.
+    pub host: H,
+    /// State the method's layers share.
+    pub shared: Option<SharedSlot>,
+}
+
+impl<H: Host> Adapted<H> {
+    /// The context of one forward pass.
+    pub fn pass(&self) -> Pass<'_> {
+        Pass::with_shared(self.shared.as_ref())
+    }
+
+    /// The same function as a plain model, or none where a part of the method does not merge.
+    pub fn merge(self) -> Option<H> {
+        let Adapted { host, shared } = self;
+        let mut merger = Merger { pass: Pass::with_shared(shared.as_ref()), complete: true };
+        let host = host.rebuild(&mut merger);
+        merger.complete.then_some(host)
+    }
+}
+
+/// Puts a method into a model: packs the frozen weights, fills the seams, freezes everything but
+/// what the method trains and (for classifiers) the task head.
+///
+/// The result is on the device of `init`, in training mode if that device tracks gradients.
+///
+/// # Errors
+/// If the configuration makes no sense for this model, or a weight cannot be packed.
+pub fn adapt<H: Host>(
+    host: H,
+    method: &dyn Method,
+    storage: Option<&dyn Storage>,
+    init: &mut Init,
+) -> Result<Adapted<H>, CoreError> {
+    let geometry = host.geometry();
+    method.check(&geometry)?;
+    let host = if method.unties_head() { host.untie_head() } else { host };
+    let geometry = Geometry { params: host.geometry().params, ..geometry };
+
+    let host = host.no_grad();
+    let preset = method.storage();
+    let host = match preset.as_deref().or(storage) {
+        Some(storage) => pack(host, storage)?,
+        None => host,
+    };
+    let shared = method.shared(&geometry, init);
+    let host = host.rebuild(&mut Fitter { method, geometry: &geometry, init });
+
+    let trained: HashSet<ParamId> = geometry
+        .params
+        .iter()
+        .filter(|p| is_task_head(p.part, &p.name) || method.trains(p))
+        .map(|p| p.id)
+        .collect();
+    let adapted = Adapted { host: host.map(&mut Unfreeze(trained)), shared };
+    Ok(if init.device().is_autodiff() { adapted.train() } else { adapted })
+}
+
+/// A classifier's head is new and always trained; a language model's head is part of the base.
+fn is_task_head(part: Part, name: &str) -> bool {
+    part == Part::Head && !name.starts_with("lm_head")
+}
+
+fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
+    let mut packer = Packer { storage, error: None };
+    let host = host.rebuild(&mut packer);
+    match packer.error {
+        Some(error) => Err(error),
+        None => Ok(host),
+    }
+}
+
+struct Packer<'a> {
+    storage: &'a dyn Storage,
+    error: Option<CoreError>,
+}
+
+impl Surgeon for Packer<'_> {
+    fn projection(&mut self, site: &Site, base: Proj) -> Proj {
+        let packed = match base.downcast_ref::<Dense>() {
+            Some(dense) => self.storage.pack(site, dense.clone()),
+            None => return base,
+        };
+        packed.unwrap_or_else(|error| {
+            self.error.get_or_insert(error);
+            base
+        })
+    }
+}
+
+struct Fitter<'a> {
+    method: &'a dyn Method,
+    geometry: &'a Geometry,
+    init: &'a mut Init,
+}
+
+impl Surgeon for Fitter<'_> {
+    fn projection(&mut self, site: &Site, base: Proj) -> Proj {
+        self.method.project(site, base, self.init)
+    }
+    fn tap(&mut self, layer: usize, role: Role, _old: Option<TapSlot>) -> Option<TapSlot> {
+        self.method.tap(layer, role, self.geometry.width, self.init)
+    }
+    fn attend(&mut self, layer: usize, _old: Option<AttendSlot>) -> Option<AttendSlot> {
+        self.method.attend(layer, self.geometry.kv_width, self.init)
+    }
+}
+
+struct Merger<'a> {
+    pass: Pass<'a>,
+    complete: bool,
+}
+
+impl Surgeon for Merger<'_> {
+    fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+        match base.merge(&self.pass) {
+            Some(dense) => Proj::new(dense),
+            None => {
+                self.complete = false;
+                base
+            }
+        }
+    }
+    fn tap(&mut self, _layer: usize, _role: Role, old: Option<TapSlot>) -> Option<TapSlot> {
+        self.complete &= old.is_none();
+        old
+    }
+    fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
+        self.complete &= old.is_none();
+        old
+    }
+}
+
+struct Unfreeze(HashSet<ParamId>);
+
+impl ModuleMapper for Unfreeze {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.0.contains(&param.id) { param.set_require_grad(true) } else { param }
+    }
+}

@@ -1,0 +1,36 @@
+//! The interface between PEFT methods and models.
+//!
+//! A model ([`Host`](host::Host)) exposes three seams: linear layers ([`Projection`](projection::Projection)),
+//! sublayers ([`Tap`](tap::Tap)) and attention cores ([`Attend`](attend::Attend)). A method
+//! ([`Method`](method::Method)) fills some of them. [`adapt`](host::adapt) puts the two together;
+//! neither knows the other. [`contract`] is the suite that every method passes.
+
+#[macro_use]
+pub mod erased;
+pub mod attend;
+pub mod contract;
+pub mod device;
+pub mod error;
+pub mod geometry;
+pub mod host;
+pub mod init;
+pub mod method;
+pub mod pass;
+pub mod projection;
+pub mod site;
+pub mod state;
+pub mod tap;
+pub mod toy;
+
+pub use attend::{Attend, AttendSlot, Heads};
+pub use device::device;
+pub use error::CoreError;
+pub use geometry::{BaseParam, Geometry, Part};
+pub use host::{Adapted, Host, Surgeon, adapt};
+pub use init::Init;
+pub use kernels;
+pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
+pub use pass::{Pass, SharedSlot};
+pub use projection::{Dense, Proj, Projection};
+pub use site::{Role, Site, Targets};
+pub use tap::{Sublayer, Tap, TapSlot};

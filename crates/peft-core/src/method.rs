@@ -1,0 +1,126 @@
+//! What a PEFT method is: a configuration that fills some of a model's seams.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::attend::AttendSlot;
+use crate::error::CoreError;
+use crate::geometry::{BaseParam, Geometry};
+use crate::init::Init;
+use crate::pass::SharedSlot;
+use crate::projection::{Dense, Proj};
+use crate::site::{Role, Site};
+use crate::tap::TapSlot;
+
+/// A PEFT method, ready to be put into a model. Every hook has a default that leaves the model
+/// alone, so a method states only what it does.
+///
+/// The new parameters that the hooks create are trained; of the base only what [`Method::trains`]
+/// names. The task head of a classifier is trained under every method and not the method's matter.
+pub trait Method: std::fmt::Debug + Send + Sync {
+    /// Refuses configurations that make no sense or find no place in this model.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what is allowed.
+    fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
+        Ok(())
+    }
+
+    /// The storage of the frozen weights that this method prescribes, if it does.
+    fn storage(&self) -> Option<Box<dyn Storage>> {
+        None
+    }
+
+    /// State that the layers share; they reach it through the [`Pass`](crate::pass::Pass).
+    fn shared(&self, _geometry: &Geometry, _init: &mut Init) -> Option<SharedSlot> {
+        None
+    }
+
+    /// What stands in place of a linear layer.
+    fn project(&self, _site: &Site, base: Proj, _init: &mut Init) -> Proj {
+        base
+    }
+
+    /// What sits on a sublayer of this width.
+    fn tap(&self, _layer: usize, _role: Role, _width: usize, _init: &mut Init) -> Option<TapSlot> {
+        None
+    }
+
+    /// What replaces a layer's attention core; `kv_width` is the width of its keys.
+    fn attend(&self, _layer: usize, _kv_width: usize, _init: &mut Init) -> Option<AttendSlot> {
+        None
+    }
+
+    /// Whether this parameter of the base is trained.
+    fn trains(&self, _param: &BaseParam) -> bool {
+        false
+    }
+
+    /// Whether a head that shares the embedding table gets a copy of its own.
+    fn unties_head(&self) -> bool {
+        false
+    }
+
+    /// Closed form of the number of parameters the method trains, task head aside.
+    fn parameters(&self, geometry: &Geometry) -> usize;
+
+    /// The size that sweeps vary, in the words of [`MethodInfo::size_key`].
+    fn size(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A method's configuration as a study file spells it.
+pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static {
+    /// What the registry says of it.
+    const INFO: MethodInfo;
+
+    /// Configurations the contract suite runs, at least one; small sizes.
+    fn examples() -> Vec<Self>;
+}
+
+/// Where a model starts right after a method was put into it.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    /// It computes what the base computes, up to rounding.
+    Identity,
+    /// It is within this relative distance of the base (near-identity initialisation).
+    Near(f64),
+    /// It starts elsewhere by design, for this reason.
+    Elsewhere(&'static str),
+}
+
+/// A line of the method table.
+#[derive(Clone, Copy, Debug)]
+pub struct MethodInfo {
+    /// The `kind` of study files.
+    pub kind: &'static str,
+    /// Name for plots and tables.
+    pub name: &'static str,
+    /// Authors, year and title, or arXiv number.
+    pub paper: &'static str,
+    /// Which seams it fills, in words.
+    pub seam: &'static str,
+    /// Formula of the trained parameters.
+    pub formula: &'static str,
+    /// Where the adapted model starts.
+    pub start: Start,
+    /// Whether it can be merged into plain linear layers.
+    pub mergeable: bool,
+    /// The key of the configuration that sweeps vary: `rank`, `bottleneck`.
+    pub size_key: Option<&'static str>,
+}
+
+/// How frozen weights are stored: an axis of its own, independent of the method.
+pub trait Storage: std::fmt::Debug + Send + Sync {
+    /// Name for tables: `nf4`, `nf4+dq`.
+    fn name(&self) -> String;
+
+    /// Packs the weight of a linear layer.
+    ///
+    /// # Errors
+    /// If the weight cannot be stored this way.
+    fn pack(&self, site: &Site, dense: Dense) -> Result<Proj, CoreError>;
+
+    /// Bytes of a packed weight of this many values.
+    fn bytes(&self, numel: usize) -> usize;
+}

@@ -1,0 +1,80 @@
+//! What one forward pass needs and no layer owns.
+
+use std::cell::RefCell;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::erased::{DynModule, Holder};
+use crate::projection::short_type_name;
+
+/// Context of one forward pass: state shared across layers, and losses that layers add.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct Pass<'a> {
+    shared: Option<&'a SharedSlot>,
+    losses: RefCell<Vec<Tensor<1>>>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass of a model without shared state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A pass of a model with this shared state.
+    pub fn with_shared(shared: Option<&'a SharedSlot>) -> Self {
+        Self { shared, ..Self::default() }
+    }
+
+    /// The state shared across layers.
+    ///
+    /// # Panics
+    /// If the pass carries no `S`: a layer was put into a model without its method's shared state.
+    pub fn shared<S: Module + 'static>(&self) -> &S {
+        self.shared
+            .and_then(|slot| slot.0.as_any().downcast_ref())
+            .unwrap_or_else(|| panic!("the pass carries no shared {}", short_type_name::<S>()))
+    }
+
+    /// Adds an auxiliary loss (load balancing, orthogonality), `[1]`, to the training loss.
+    pub fn add_loss(&self, loss: Tensor<1>) {
+        self.losses.borrow_mut().push(loss);
+    }
+
+    /// The sum of the auxiliary losses so far, taken out of the pass.
+    pub fn take_loss(&self) -> Option<Tensor<1>> {
+        self.losses.borrow_mut().drain(..).reduce(|sum, loss| sum + loss)
+    }
+}
+
+/// Object-safe form of a module shared across layers.
+pub trait DynShared: DynModule {
+    #[doc(hidden)]
+    fn boxed(&self) -> Box<dyn DynShared>;
+    #[doc(hidden)]
+    fn describe(&self) -> String;
+}
+
+impl<S: Module + 'static> DynShared for Holder<S> {
+    fn boxed(&self) -> Box<dyn DynShared> {
+        Box::new(self.clone())
+    }
+    fn describe(&self) -> String {
+        short_type_name::<S>().into()
+    }
+}
+
+/// Any module that the layers of one model share. It is owned once, by the adapted model, so that
+/// its parameters exist once for the optimizer and the checkpoint.
+#[derive(Debug)]
+pub struct SharedSlot(Box<dyn DynShared>);
+
+erased_module!(SharedSlot, DynShared);
+
+impl SharedSlot {
+    /// Erases a shared module.
+    pub fn new<S: Module + 'static>(shared: S) -> Self {
+        Self(Box::new(Holder::new(shared)))
+    }
+}

@@ -1,0 +1,205 @@
+//! A two-layer transformer with every seam, small enough for tests of methods.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
+
+use crate::attend::{AttendSlot, AttentionSpec, Heads};
+use crate::contract::ContractHost;
+use crate::geometry::{BaseParam, Geometry, Part};
+use crate::host::{Adapted, Host, Surgeon};
+use crate::init::Init;
+use crate::pass::Pass;
+use crate::projection::{Dense, Proj};
+use crate::site::{Role, Site};
+use crate::tap::{Sublayer, TapSlot};
+
+const VOCAB: usize = 13;
+const WIDTH: usize = 8;
+const INNER: usize = 16;
+const LAYERS: usize = 2;
+
+/// A pre-norm causal transformer: width 8, 2 heads, feed-forward 16, 13 tokens, no positions.
+#[derive(Module, Debug)]
+pub struct Toy {
+    embedding: Param<Tensor<2>>,
+    layers: Vec<ToyLayer>,
+    head: Param<Tensor<2>>,
+}
+
+#[derive(Module, Debug)]
+struct ToyLayer {
+    norm_1: ToyNorm,
+    query: Proj,
+    key: Proj,
+    value: Proj,
+    output: Proj,
+    attend: Option<AttendSlot>,
+    after_attention: Option<TapSlot>,
+    norm_2: ToyNorm,
+    up: Proj,
+    down: Proj,
+    after_mlp: Option<TapSlot>,
+    #[module(skip)]
+    sites: Vec<Site>,
+    #[module(skip)]
+    params: Vec<BaseParam>,
+}
+
+#[derive(Module, Debug)]
+struct ToyNorm {
+    gamma: Param<Tensor<1>>,
+    beta: Param<Tensor<1>>,
+}
+
+impl ToyNorm {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        kernels::layer_norm(x, self.gamma.val(), self.beta.val(), 1e-5)
+    }
+}
+
+/// Collects what a layer's geometry reports while the layer is built.
+struct LayerBuilder<'a> {
+    layer: usize,
+    init: &'a mut Init,
+    sites: Vec<Site>,
+    params: Vec<BaseParam>,
+}
+
+impl LayerBuilder<'_> {
+    fn param<const D: usize>(&mut self, name: &str, part: Part, value: Tensor<D>) -> Param<Tensor<D>> {
+        let shape = value.dims().to_vec();
+        let param = Param::from_tensor(value);
+        let name = format!("layers.{}.{name}", self.layer);
+        self.params.push(BaseParam { id: param.id, name, shape, part, layer: Some(self.layer) });
+        param
+    }
+
+    fn linear(&mut self, name: &str, role: Role, d_in: usize, d_out: usize) -> Proj {
+        let weight = self.init.normal([d_in, d_out], 0.3);
+        let bias = self.init.normal([d_out], 0.1);
+        let weight = self.param(&format!("{name}.weight"), Part::Linear, weight);
+        let bias = Some(self.param(&format!("{name}.bias"), Part::Linear, bias));
+        let path = format!("layers.{}.{name}", self.layer);
+        self.sites.push(Site { layer: self.layer, role, path, d_in, d_out });
+        Proj::new(Dense { weight, bias })
+    }
+
+    fn norm(&mut self, name: &str) -> ToyNorm {
+        let gamma = self.init.full([WIDTH], 1.0);
+        let beta = self.init.zeros([WIDTH]);
+        ToyNorm {
+            gamma: self.param(&format!("{name}.weight"), Part::Norm, gamma),
+            beta: self.param(&format!("{name}.bias"), Part::Norm, beta),
+        }
+    }
+}
+
+impl ToyLayer {
+    fn new(layer: usize, init: &mut Init) -> Self {
+        let mut b = LayerBuilder { layer, init, sites: Vec::new(), params: Vec::new() };
+        Self {
+            norm_1: b.norm("norm_1"),
+            query: b.linear("attn.query", Role::Query, WIDTH, WIDTH),
+            key: b.linear("attn.key", Role::Key, WIDTH, WIDTH),
+            value: b.linear("attn.value", Role::Value, WIDTH, WIDTH),
+            output: b.linear("attn.dense", Role::Output, WIDTH, WIDTH),
+            attend: None,
+            after_attention: None,
+            norm_2: b.norm("norm_2"),
+            up: b.linear("mlp.up", Role::Up, WIDTH, INNER),
+            down: b.linear("mlp.down", Role::Down, INNER, WIDTH),
+            after_mlp: None,
+            sites: b.sites,
+            params: b.params,
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let h = self.norm_1.forward(x.clone());
+        let spec = AttentionSpec { heads: 2, kv_heads: 2, scale: 0.5, causal: true };
+        let heads = Heads {
+            q: self.query.forward(h.clone(), pass),
+            k: self.key.forward(h.clone(), pass),
+            v: self.value.forward(h, pass),
+            key_mask: None,
+            spec,
+        };
+        let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
+        let output = self.output.forward(attended, pass);
+        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
+        let h = kernels::gelu(self.up.forward(self.norm_2.forward(x.clone()), pass));
+        let output = self.down.forward(h, pass);
+        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
+    }
+
+    fn rebuild(mut self, layer: usize, surgeon: &mut dyn Surgeon) -> Self {
+        let [q, k, v, o, up, down] = &self.sites[..] else { unreachable!("six linear layers") };
+        self.query = surgeon.projection(q, self.query);
+        self.key = surgeon.projection(k, self.key);
+        self.value = surgeon.projection(v, self.value);
+        self.attend = surgeon.attend(layer, self.attend);
+        self.output = surgeon.projection(o, self.output);
+        self.after_attention = surgeon.tap(layer, Role::AfterAttention, self.after_attention);
+        self.up = surgeon.projection(up, self.up);
+        self.down = surgeon.projection(down, self.down);
+        self.after_mlp = surgeon.tap(layer, Role::AfterMlp, self.after_mlp);
+        self
+    }
+}
+
+impl Host for Toy {
+    fn geometry(&self) -> Geometry {
+        let table = |param: &Param<Tensor<2>>, name: &str, part| BaseParam {
+            id: param.id,
+            name: name.into(),
+            shape: param.lazy_shape().to_vec(),
+            part,
+            layer: None,
+        };
+        let mut params = vec![table(&self.embedding, "embedding.weight", Part::Embedding)];
+        params.extend(self.layers.iter().flat_map(|l| l.params.clone()));
+        params.push(table(&self.head, "lm_head.weight", Part::Head));
+        Geometry {
+            layers: LAYERS,
+            width: WIDTH,
+            kv_width: WIDTH,
+            sites: self.layers.iter().flat_map(|l| l.sites.clone()).collect(),
+            sublayers: vec![Role::AfterAttention, Role::AfterMlp],
+            params,
+        }
+    }
+
+    fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
+        self.layers = self
+            .layers
+            .into_iter()
+            .enumerate()
+            .map(|(index, layer)| layer.rebuild(index, surgeon))
+            .collect();
+        self
+    }
+}
+
+impl ContractHost for Toy {
+    const VOCAB: usize = VOCAB;
+
+    fn build(init: &mut Init) -> Self {
+        Self {
+            embedding: Param::from_tensor(init.normal([VOCAB, WIDTH], 1.0)),
+            layers: (0..LAYERS).map(|layer| ToyLayer::new(layer, init)).collect(),
+            head: Param::from_tensor(init.normal([WIDTH, VOCAB], 0.3)),
+        }
+    }
+
+    fn logits(adapted: &Adapted<Self>, ids: Tensor<2, Int>) -> Tensor<3> {
+        let pass = adapted.pass();
+        let toy = &adapted.host;
+        let [batch, seq] = ids.dims();
+        let x = toy.embedding.val().select(0, ids.reshape([batch * seq]));
+        let x = x.reshape([batch, seq, WIDTH]);
+        let x = toy.layers.iter().fold(x, |x, layer| layer.forward(x, &pass));
+        kernels::linear(x, toy.head.val(), None)
+    }
+}

@@ -1,0 +1,163 @@
+//! VeRA: one pair of frozen random matrices for the whole model, two trained vectors per layer.
+//!
+//! Paper: Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454.
+//! Seam: linear layers, with state shared across them.
+//! `y = x W + b + lambda_b * ((lambda_d * (x A)) B)` with shared `A` and `B`, sliced to the layer's
+//! width as in HF PEFT; `lambda_d` starts at `d_initial`, `lambda_b` at zero.
+
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::Tensor;
+use peft_core::{
+    CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
+    SharedSlot, Site, Start, Targets, kernels,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::lora::check_dropout;
+
+/// Configuration of VeRA, `kind = "vera"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vera {
+    /// Rank of the shared matrices.
+    pub rank: usize,
+    /// Start of the vector `lambda_d`.
+    pub d_initial: f64,
+    /// Dropout on the input while training.
+    pub dropout: f64,
+    /// Which linear layers; query and value (or the fused projection) where none are named.
+    pub targets: Targets,
+}
+
+impl Default for Vera {
+    fn default() -> Self {
+        Self { rank: 256, d_initial: 0.1, dropout: 0.0, targets: Targets::Default }
+    }
+}
+
+impl MethodConfig for Vera {
+    const INFO: MethodInfo = MethodInfo {
+        kind: "vera",
+        name: "VeRA",
+        paper: "Kopiczko et al. 2023, arXiv 2310.11454",
+        seam: "linear layers, shared state",
+        formula: "r + out per target",
+        start: Start::Identity,
+        mergeable: true,
+        size_key: Some("rank"),
+    };
+
+    fn examples() -> Vec<Self> {
+        vec![
+            Vera { rank: 6, ..Self::default() },
+            Vera { rank: 16, d_initial: 1.0, targets: Targets::all_linear(), ..Self::default() },
+        ]
+    }
+}
+
+impl Method for Vera {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        if self.rank == 0 {
+            return Err(CoreError::bad_value("rank", self.rank, "at least 1"));
+        }
+        check_dropout(self.dropout)?;
+        self.targets.select(&geometry.sites).map(|_| ())
+    }
+
+    fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
+        let targets = || geometry.sites.iter().filter(|site| self.targets.contains(site));
+        let d_in = targets().map(|site| site.d_in).max()?;
+        let d_out = targets().map(|site| site.d_out).max()?;
+        let frozen = |tensor| Param::from_tensor(tensor).set_require_grad(false);
+        Some(SharedSlot::new(VeraShared {
+            a: frozen(init.kaiming_uniform([d_in, self.rank], d_in)),
+            b: frozen(init.kaiming_uniform([self.rank, d_out], self.rank)),
+        }))
+    }
+
+    fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
+        if !self.targets.contains(site) {
+            return base;
+        }
+        Proj::new(VeraLinear {
+            lambda_d: Param::from_tensor(init.full([self.rank], self.d_initial)),
+            lambda_b: Param::from_tensor(init.zeros([site.d_out])),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            base,
+        })
+    }
+
+    fn parameters(&self, geometry: &Geometry) -> usize {
+        let targets = geometry.sites.iter().filter(|site| self.targets.contains(site));
+        targets.map(|site| self.rank + site.d_out).sum()
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.rank as u64)
+    }
+}
+
+/// The matrices every layer shares, wide enough for the widest one.
+#[derive(Module, Debug)]
+pub struct VeraShared {
+    /// `[max d_in, rank]`
+    a: Param<Tensor<2>>,
+    /// `[rank, max d_out]`
+    b: Param<Tensor<2>>,
+}
+
+/// A linear layer with VeRA's two vectors.
+#[derive(Module, Debug)]
+pub struct VeraLinear {
+    base: Proj,
+    /// `[rank]`
+    lambda_d: Param<Tensor<1>>,
+    /// `[d_out]`
+    lambda_b: Param<Tensor<1>>,
+    dropout: Dropout,
+}
+
+impl VeraLinear {
+    /// The shared matrices, cut to this layer's width.
+    fn matrices(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+        let shared: &VeraShared = pass.shared();
+        let (d_in, d_out) = self.dims();
+        (shared.a.val().narrow(0, 0, d_in), shared.b.val().narrow(1, 0, d_out))
+    }
+}
+
+impl Projection for VeraLinear {
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let (a, b) = self.matrices(pass);
+        let h = kernels::linear(self.dropout.forward(x.clone()), a, None);
+        let h = h * self.lambda_d.val().unsqueeze();
+        let update = kernels::linear(h, b, None) * self.lambda_b.val().unsqueeze();
+        self.base.forward(x, pass) + update
+    }
+
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
+        let (a, b) = self.matrices(pass);
+        let scaled = a * self.lambda_d.val().unsqueeze();
+        self.base.weight(pass) + scaled.matmul(b) * self.lambda_b.val().unsqueeze()
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.base.bias()
+    }
+
+    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
+        Some(Dense::new(self.weight(pass), self.bias()))
+    }
+
+    fn dims(&self) -> (usize, usize) {
+        self.base.dims()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    peft_core::contract_tests!(Vera);
+}

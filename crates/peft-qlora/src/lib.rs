@@ -1,0 +1,24 @@
+//! QLoRA: frozen weights in 4 bits, adapters beside them.
+//!
+//! [`Nf4`] is a [`Storage`](peft_core::Storage) that any method can be put over; [`Qlora`] is the
+//! preset of the paper, LoRA on every linear layer over NF4 with double quantisation. The bytes are
+//! those of bitsandbytes 0.50.2: the same codes, the same scales.
+
+// `NdArray` is deprecated upstream; it stays the second CPU backend here for its users.
+#![allow(deprecated)]
+
+pub mod code_book;
+pub mod codec;
+mod composed;
+pub mod double_quant;
+mod flex;
+mod packed_linear;
+mod packed_op;
+mod product;
+pub mod qlora;
+pub mod storage;
+
+pub use code_book::CodeBook;
+pub use packed_linear::PackedLinear;
+pub use qlora::Qlora;
+pub use storage::Nf4;

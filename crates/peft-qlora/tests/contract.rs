@@ -1,0 +1,45 @@
+//! Methods keep their contract over packed weights.
+
+use burn::tensor::Device;
+use peft_core::contract::{self, Setting};
+use peft_core::toy::Toy;
+use peft_lora::Lora;
+use peft_qlora::Nf4;
+
+fn on_each_setting(check: impl Fn(&Setting<'_>)) {
+    for storage in [Nf4::default(), Nf4 { block_size: 32, double_quant: false }] {
+        for device in [Device::flex(), Device::ndarray()] {
+            check(&Setting { device, storage: Some(&storage) });
+        }
+    }
+}
+
+#[test]
+fn lora_over_nf4_starts_at_the_packed_base() {
+    on_each_setting(contract::identity_at_init::<Lora, Toy>);
+}
+
+#[test]
+fn lora_over_nf4_trains_its_own_parameters_only() {
+    on_each_setting(contract::only_declared_parameters_train::<Lora, Toy>);
+}
+
+#[test]
+fn lora_over_nf4_learns() {
+    on_each_setting(contract::loss_falls::<Lora, Toy>);
+}
+
+#[test]
+fn lora_over_nf4_is_saved_alone_and_restored() {
+    on_each_setting(contract::saved_alone_and_restored::<Lora, Toy>);
+}
+
+#[test]
+fn lora_over_nf4_merges_to_the_decoded_weight_and_the_update() {
+    on_each_setting(contract::merge_preserves_the_output::<Lora, Toy>);
+}
+
+#[test]
+fn the_storage_does_not_change_what_is_counted_as_trained() {
+    on_each_setting(contract::count_equals_closed_form::<Lora, Toy>);
+}

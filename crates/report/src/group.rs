@@ -1,0 +1,225 @@
+//! Trials grouped by label and learning rate, and the learning rate chosen on dev alone.
+
+use std::collections::BTreeMap;
+
+use crate::metric::Metric;
+use crate::record::{Record, Status};
+use crate::stats::mean;
+
+/// All trials of one label.
+#[derive(Clone, Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) label: &'a str,
+    /// In ascending order; never empty.
+    pub(crate) rates: Vec<Rate<'a>>,
+    /// Index of the learning rate chosen on dev, if any trial ended well.
+    pub(crate) chosen: Option<usize>,
+}
+
+/// All trials of one label at one learning rate: one per seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Rate<'a> {
+    pub(crate) learning_rate: f64,
+    pub(crate) ok: Vec<&'a Record>,
+    pub(crate) failed: Vec<&'a Record>,
+}
+
+impl<'a> Group<'a> {
+    /// Any trial of the label: what all of them share.
+    pub(crate) fn first(&self) -> &'a Record {
+        let rate = &self.rates[0];
+        rate.ok
+            .first()
+            .or(rate.failed.first())
+            .expect("a learning rate has a trial")
+    }
+
+    /// The trials at the chosen learning rate that ended well.
+    pub(crate) fn chosen_runs(&self) -> &[&'a Record] {
+        self.chosen.map_or(&[], |i| &self.rates[i].ok)
+    }
+
+    pub(crate) fn trials(&self) -> usize {
+        self.rates
+            .iter()
+            .map(|rate| rate.ok.len() + rate.failed.len())
+            .sum()
+    }
+
+    pub(crate) fn failures(&self) -> usize {
+        self.rates.iter().map(|rate| rate.failed.len()).sum()
+    }
+}
+
+impl Rate<'_> {
+    /// Mean over seeds of the study's metric on dev.
+    pub(crate) fn dev(&self) -> Option<f64> {
+        mean(&self.scores("dev"))
+    }
+
+    /// The study's metric on `split`, one value per seed that has it.
+    pub(crate) fn scores(&self, split: &str) -> Vec<f64> {
+        self.ok
+            .iter()
+            .filter_map(|record| record.score(split))
+            .collect()
+    }
+
+    fn diverged(&self) -> bool {
+        self.failed
+            .iter()
+            .any(|record| matches!(record.status, Status::Diverged { .. }))
+    }
+}
+
+/// Groups records by label in order of first appearance.
+pub(crate) fn groups<'a>(records: &'a [Record], metric: &Metric) -> Vec<Group<'a>> {
+    let mut labels: Vec<(&str, BTreeMap<RateKey, Rate<'a>>)> = Vec::new();
+    for record in records {
+        let label = record.trial.label.as_str();
+        let at = labels
+            .iter()
+            .position(|(l, _)| *l == label)
+            .unwrap_or_else(|| {
+                labels.push((label, BTreeMap::new()));
+                labels.len() - 1
+            });
+        let learning_rate = record.trial.learning_rate;
+        let rate = labels[at].1.entry(RateKey::of(learning_rate));
+        let rate = rate.or_insert(Rate {
+            learning_rate,
+            ok: Vec::new(),
+            failed: Vec::new(),
+        });
+        let list = if record.status.is_ok() {
+            &mut rate.ok
+        } else {
+            &mut rate.failed
+        };
+        list.push(record);
+    }
+    labels
+        .into_iter()
+        .map(|(label, rates)| {
+            let rates: Vec<_> = rates.into_values().collect();
+            let chosen = choose(&rates, metric);
+            Group {
+                label,
+                rates,
+                chosen,
+            }
+        })
+        .collect()
+}
+
+/// The learning rate with the best mean dev score. One at which a seed diverged is taken only where
+/// every other did too: its mean would be over the lucky seeds. The test score plays no part.
+fn choose(rates: &[Rate<'_>], metric: &Metric) -> Option<usize> {
+    let better = |a: &Rate<'_>, b: &Rate<'_>| match (a.dev(), b.dev()) {
+        _ if a.diverged() != b.diverged() => b.diverged(),
+        (Some(a), Some(b)) => metric.better(a, b),
+        (a, b) => a.is_some() && b.is_none(),
+    };
+    (0..rates.len())
+        .filter(|&i| !rates[i].ok.is_empty())
+        .reduce(|best, i| {
+            if better(&rates[i], &rates[best]) {
+                i
+            } else {
+                best
+            }
+        })
+}
+
+/// A learning rate to six digits: one that went through single precision is the same.
+#[derive(Clone, Copy, PartialEq)]
+struct RateKey(f64);
+
+impl RateKey {
+    fn of(learning_rate: f64) -> Self {
+        Self(
+            format!("{learning_rate:.5e}")
+                .parse()
+                .unwrap_or(learning_rate),
+        )
+    }
+}
+
+impl Eq for RateKey {}
+
+impl PartialOrd for RateKey {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RateKey {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{diverged, failed, record};
+
+    fn chosen(records: &[Record], higher_is_better: bool) -> f64 {
+        let metric = Metric {
+            name: "accuracy".into(),
+            higher_is_better,
+        };
+        let groups = groups(records, &metric);
+        let group = &groups[0];
+        group.rates[group.chosen.unwrap()].learning_rate
+    }
+
+    #[test]
+    fn the_learning_rate_is_chosen_on_dev_even_where_test_disagrees() {
+        let records = [
+            record("LoRA r8", 1e-4, 1, 0.80, 0.99),
+            record("LoRA r8", 1e-3, 1, 0.85, 0.10),
+            record("LoRA r8", 1e-3, 2, 0.83, 0.10),
+        ];
+        assert_eq!(chosen(&records, true), 1e-3);
+        assert_eq!(chosen(&records, false), 1e-4);
+    }
+
+    #[test]
+    fn a_rate_at_which_a_seed_diverged_is_not_chosen_on_its_lucky_seeds() {
+        let mut records = vec![
+            record("LoRA r8", 1e-4, 1, 0.80, 0.8),
+            record("LoRA r8", 1e-2, 1, 0.95, 0.9),
+            failed("LoRA r8", 1e-2, 2, diverged()),
+        ];
+        assert_eq!(chosen(&records, true), 1e-4);
+        records.remove(0);
+        assert_eq!(chosen(&records, true), 1e-2);
+    }
+
+    #[test]
+    fn rates_that_differ_by_single_precision_are_one() {
+        let records = [
+            record("LoRA r8", 3e-4, 1, 0.8, 0.8),
+            record("LoRA r8", f64::from(3e-4_f32), 2, 0.8, 0.8),
+        ];
+        let metric = Metric {
+            name: "accuracy".into(),
+            higher_is_better: true,
+        };
+        let groups = groups(&records, &metric);
+        assert_eq!((groups[0].rates.len(), groups[0].rates[0].ok.len()), (1, 2));
+    }
+
+    #[test]
+    fn a_label_whose_trials_all_failed_has_no_choice() {
+        let records = [failed("LoRA r8", 1e-3, 1, diverged())];
+        let metric = Metric {
+            name: "accuracy".into(),
+            higher_is_better: true,
+        };
+        let groups = groups(&records, &metric);
+        assert_eq!(groups[0].chosen, None);
+        assert_eq!((groups[0].trials(), groups[0].failures()), (1, 1));
+    }
+}

@@ -1,0 +1,202 @@
+//! Training loss against steps.
+
+use std::collections::BTreeMap;
+
+use super::Study;
+use super::axis::{Frame, Scale, Tick};
+use super::drawing::{Drawing, Rect};
+use super::legend::{Entry, Header, Key};
+use super::mark::{Mark, families};
+use crate::record::Record;
+use crate::stats::mean;
+use crate::summary::Row;
+
+/// Lines on one plot at most; beyond that each family sends its best on dev.
+const MOST_LINES: usize = 12;
+/// Points of a curve at most.
+const MOST_POINTS: usize = 300;
+
+/// A label's loss, by step.
+struct Curve<'a> {
+    label: &'a str,
+    mark: Mark,
+    points: Vec<(f64, f64)>,
+}
+
+pub(crate) fn loss(study: Study<'_>) -> Result<Drawing, String> {
+    let (curves, thinned) = curves(study);
+    if curves.is_empty() {
+        return Err("no trial that ended well logged its training loss".to_owned());
+    }
+    let entry = |c: &Curve<'_>| Entry {
+        key: Key::Line(c.mark),
+        label: c.label.to_owned(),
+    };
+    let header = Header {
+        title: "Training loss",
+        subtitle: if thinned {
+            "Mean over seeds at the chosen learning rate, smoothed. Of each family, its best on dev."
+        } else {
+            "Mean over seeds at the chosen learning rate, smoothed."
+        },
+        legend: curves.iter().map(entry).collect(),
+    };
+    let width = 880.0;
+    let top = header.height(width);
+    let area = Rect {
+        left: 76.0,
+        top,
+        right: width - 24.0,
+        bottom: top + 380.0,
+    };
+    let points = || curves.iter().flat_map(|c| &c.points);
+    let frame = Frame {
+        area,
+        x: Scale::from_zero(points().map(|p| p.0), 0.01),
+        y: Scale::linear(points().map(|p| p.1), (0.0, f64::INFINITY)),
+    };
+    let mut drawing = Drawing::new(width, area.bottom + 54.0);
+    header.draw(&mut drawing);
+    frame.draw_x(&mut drawing, &whole(frame.x.ticks(8)), "Optimizer steps");
+    frame.draw_y(&mut drawing, &frame.y.ticks(7), "Training loss");
+    for (i, curve) in curves.iter().enumerate() {
+        draw_curve(&mut drawing, &frame, curve, i as f64 / curves.len() as f64);
+    }
+    Ok(drawing)
+}
+
+/// There is no half step.
+fn whole(ticks: Vec<Tick>) -> Vec<Tick> {
+    ticks
+        .into_iter()
+        .filter(|t| !t.label.contains('.'))
+        .collect()
+}
+
+fn curves(study: Study<'_>) -> (Vec<Curve<'_>>, bool) {
+    let all: Vec<usize> = (0..study.groups.len())
+        .filter(|&i| !averaged(study.groups[i].chosen_runs()).is_empty())
+        .collect();
+    let thinned = all.len() > MOST_LINES;
+    let chosen = if thinned {
+        best_of_families(study, &all)
+    } else {
+        all
+    };
+    let curve = |(mark, i): (usize, usize)| Curve {
+        label: study.groups[i].label,
+        mark: Mark::of(mark),
+        points: smoothed(&averaged(study.groups[i].chosen_runs())),
+    };
+    let families = families(study.summary);
+    let mark = |place: usize, i: usize| {
+        // With a line per family each keeps the mark it has on the other plots.
+        let family = families
+            .iter()
+            .position(|f| *f == study.summary.rows[i].family);
+        if thinned { family.unwrap_or(0) } else { place }
+    };
+    let marked = chosen
+        .into_iter()
+        .enumerate()
+        .map(|(place, i)| (mark(place, i), i));
+    (marked.map(curve).collect(), thinned)
+}
+
+fn best_of_families(study: Study<'_>, among: &[usize]) -> Vec<usize> {
+    let rows = &study.summary.rows;
+    let better = |a: &Row, b: &Row| match (a.dev, b.dev) {
+        (Some(a), Some(b)) => study.summary.metric.better(a.mean, b.mean),
+        (a, b) => a.is_some() && b.is_none(),
+    };
+    let best = |family: &str| {
+        let members = among.iter().copied().filter(|&i| rows[i].family == family);
+        members.reduce(|best, i| {
+            if better(&rows[i], &rows[best]) {
+                i
+            } else {
+                best
+            }
+        })
+    };
+    families(study.summary)
+        .into_iter()
+        .filter_map(best)
+        .collect()
+}
+
+/// Mean loss over seeds at each step that every seed logged.
+fn averaged(runs: &[&Record]) -> Vec<(f64, f64)> {
+    let mut steps: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for point in runs.iter().flat_map(|r| &r.curve) {
+        if let Some(loss) = point.train_loss.filter(|l| l.is_finite()) {
+            steps.entry(point.step).or_default().push(loss);
+        }
+    }
+    let complete = steps
+        .iter()
+        .filter(|(_, losses)| losses.len() == runs.len());
+    complete
+        .filter_map(|(step, losses)| Some((*step as f64, mean(losses)?)))
+        .collect()
+}
+
+/// A centred moving mean over a fortieth of the curve, thinned to what can be seen.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let half = points.len() / 80;
+    let window = |i: usize| {
+        // The window shrinks on both sides near the ends, so that it stays centred.
+        let reach = half.min(i).min(points.len() - 1 - i);
+        let losses: Vec<f64> = points[i - reach..=i + reach].iter().map(|p| p.1).collect();
+        mean(&losses).unwrap_or(points[i].1)
+    };
+    let stride = points.len().div_ceil(MOST_POINTS).max(1);
+    let last = points.len().saturating_sub(1);
+    let kept = (0..points.len()).filter(|i| i % stride == 0 || *i == last);
+    kept.map(|i| (points[i].0, window(i))).collect()
+}
+
+/// The line with a few of its marks, at places that differ from curve to curve by `phase`.
+fn draw_curve(drawing: &mut Drawing, frame: &Frame, curve: &Curve<'_>, phase: f64) {
+    let points: Vec<_> = curve.points.iter().map(|&(x, y)| frame.at(x, y)).collect();
+    if points.len() > 1 {
+        drawing.path(points.clone(), curve.mark.ink, 1.75, None);
+    }
+    let marks = 5.min(points.len());
+    for i in 0..marks {
+        let at = (i as f64 + 0.15 + 0.7 * phase) / marks as f64 * points.len() as f64;
+        curve
+            .mark
+            .draw(drawing, points[(at as usize).min(points.len() - 1)], 4.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::record;
+
+    #[test]
+    fn curves_are_averaged_over_the_steps_all_seeds_logged() {
+        let mut a = record("LoRA r8", 1e-3, 1, 0.5, 0.5);
+        let mut b = record("LoRA r8", 1e-3, 2, 0.5, 0.5);
+        a.curve.truncate(2);
+        b.curve.truncate(3);
+        a.curve[0].train_loss = Some(3.0);
+        b.curve[0].train_loss = Some(1.0);
+        b.curve[1].train_loss = Some(f64::NAN);
+        assert_eq!(averaged(&[&a, &b]), [(1.0, 2.0)]);
+        assert_eq!(averaged(&[]), []);
+    }
+
+    #[test]
+    fn smoothing_keeps_a_straight_line_straight_and_both_its_ends() {
+        let line: Vec<_> = (0..1000)
+            .map(|i| (f64::from(i), f64::from(1000 - i)))
+            .collect();
+        let smooth = smoothed(&line);
+        assert!(smooth.len() <= MOST_POINTS + 1);
+        assert!(smooth.iter().all(|(x, y)| (x + y - 1000.0).abs() < 1e-9));
+        assert_eq!((smooth[0], *smooth.last().unwrap()), (line[0], line[999]));
+    }
+}

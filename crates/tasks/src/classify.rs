@@ -1,0 +1,398 @@
+//! Rows to classification examples: a text, or a pair of texts, and a label.
+
+use minijinja::Environment;
+use serde::{Deserialize, Serialize};
+use tokenizers::utils::truncation::TruncationStrategy;
+use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams};
+
+use crate::TaskError;
+use crate::error::listed;
+use crate::lm::unlimited;
+use crate::read::Table;
+use crate::split::Example;
+use crate::template::{Text, environment};
+
+/// How a row becomes an example.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassConfig {
+    /// Template of the text: `"{{ sentence }}"`.
+    pub text: String,
+    /// Template of a second text, for tasks on pairs; the tokenizer sets the two apart.
+    #[serde(default)]
+    pub pair: Option<String>,
+    /// Field of the label.
+    pub label: String,
+    /// The labels, in the order of their class indices; collected from the training file if not
+    /// given.
+    #[serde(default)]
+    pub labels: Option<Vec<String>>,
+    /// Most tokens of an example, special tokens included.
+    pub max_length: usize,
+}
+
+/// One example as a model takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassExample {
+    /// The text between the tokenizer's special tokens.
+    pub ids: Vec<u32>,
+    /// For each id, which text it is of: 0, or 1 for the second of a pair.
+    pub type_ids: Vec<u32>,
+    /// Class index.
+    pub label: usize,
+    /// The text, the second of a pair behind a line end.
+    pub text: String,
+}
+
+impl Example for ClassExample {
+    fn input(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The labels of a task; a label's place is its class index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels(Vec<String>);
+
+impl Labels {
+    /// Labels in a given order.
+    ///
+    /// # Errors
+    /// If there are fewer than two or one is named twice.
+    pub fn new(names: Vec<String>) -> Result<Self, TaskError> {
+        if names.len() < 2 {
+            let reason = format!(
+                "the labels are {}; expected at least two to tell apart",
+                listed(names.iter().map(String::as_str))
+            );
+            return Err(TaskError::Labels { reason });
+        }
+        if let Some((_, twice)) = names
+            .iter()
+            .enumerate()
+            .find(|(i, name)| names[..*i].contains(name))
+        {
+            let reason = format!("label `{twice}` is named twice; expected different names");
+            return Err(TaskError::Labels { reason });
+        }
+        Ok(Self(names))
+    }
+
+    /// The labels a training file holds, sorted: as numbers if all of them are, else as text.
+    ///
+    /// # Errors
+    /// If a row has no label, or all rows have the same.
+    pub fn collect(train: &Table, field: &str) -> Result<Self, TaskError> {
+        let mut names = Vec::new();
+        for row in &train.rows {
+            let name = train.text(row, field)?;
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let numbers: Option<Vec<i64>> = names.iter().map(|name| name.parse().ok()).collect();
+        match numbers {
+            Some(_) => names.sort_by_key(|name| name.parse::<i64>().ok()),
+            None => names.sort(),
+        }
+        Self::new(names)
+    }
+
+    /// The labels in the order of their indices.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The class index of a label.
+    #[must_use]
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|known| known == name)
+    }
+}
+
+/// Turns rows into [`ClassExample`]s.
+pub struct ClassEncoder {
+    config: ClassConfig,
+    labels: Labels,
+    tokenizer: Tokenizer,
+    environment: Environment<'static>,
+}
+
+impl ClassEncoder {
+    /// Checks the templates and settles the labels: those of the configuration, or those that
+    /// `train` holds.
+    ///
+    /// # Errors
+    /// If a template is not valid, the labels make no classification, or the limit leaves no room
+    /// for text between the special tokens.
+    pub fn new(
+        config: ClassConfig,
+        tokenizer: &Tokenizer,
+        train: &Table,
+    ) -> Result<Self, TaskError> {
+        let environment = environment();
+        Text::compile(&environment, "text", &config.text)?;
+        if let Some(pair) = &config.pair {
+            Text::compile(&environment, "pair", pair)?;
+        }
+        let labels = match &config.labels {
+            Some(names) => Labels::new(names.clone())?,
+            None => Labels::collect(train, &config.label)?,
+        };
+        let mut tokenizer = unlimited(tokenizer)?;
+        let texts = if config.pair.is_some() {
+            ("", "").into()
+        } else {
+            "".into()
+        };
+        let special = tokenizer
+            .encode::<EncodeInput>(texts, true)
+            .map_err(TaskError::tokenizer)?
+            .len();
+        if config.max_length <= special {
+            return Err(TaskError::MaxLength {
+                found: config.max_length,
+                least: special + 1,
+            });
+        }
+        // The library makes room for the special tokens, so the last of them is kept.
+        let truncation = TruncationParams {
+            max_length: config.max_length,
+            direction: TruncationDirection::Right,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+        };
+        tokenizer
+            .with_truncation(Some(truncation))
+            .map_err(TaskError::tokenizer)?;
+        Ok(Self {
+            config,
+            labels,
+            tokenizer,
+            environment,
+        })
+    }
+
+    /// The labels in use.
+    #[must_use]
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// The examples of a table, in its order.
+    ///
+    /// # Errors
+    /// If a row lacks a field or its label is unknown.
+    pub fn encode(&self, table: &Table) -> Result<Vec<ClassExample>, TaskError> {
+        let text = Text::compile(&self.environment, "text", &self.config.text)?;
+        let pair = match &self.config.pair {
+            Some(pair) => Some(Text::compile(&self.environment, "pair", pair)?),
+            None => None,
+        };
+        table
+            .rows
+            .iter()
+            .map(|row| {
+                let label = table.text(row, &self.config.label)?;
+                let label = self
+                    .labels
+                    .index(&label)
+                    .ok_or_else(|| TaskError::UnknownLabel {
+                        path: table.path.clone(),
+                        line: row.line,
+                        label,
+                        known: listed(self.labels.0.iter().map(String::as_str)),
+                    })?;
+                let mut text = text.render(table, row)?;
+                let pair = pair
+                    .as_ref()
+                    .map(|pair| pair.render(table, row))
+                    .transpose()?;
+                let input: EncodeInput = match &pair {
+                    Some(pair) => (text.as_str(), pair.as_str()).into(),
+                    None => text.as_str().into(),
+                };
+                let encoding = self
+                    .tokenizer
+                    .encode(input, true)
+                    .map_err(TaskError::tokenizer)?;
+                if let Some(pair) = pair {
+                    text = format!("{text}\n{pair}");
+                }
+                let (ids, type_ids) = (
+                    encoding.get_ids().to_vec(),
+                    encoding.get_type_ids().to_vec(),
+                );
+                Ok(ClassExample {
+                    ids,
+                    type_ids,
+                    label,
+                    text,
+                })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::read::{Format, parse};
+
+    /// As BERT's: `[CLS] text [SEP] pair [SEP]`, whole words only.
+    fn tokenizer() -> Tokenizer {
+        let json = r#"{
+            "added_tokens": [], "normalizer": null, "decoder": null, "truncation": null,
+            "padding": null, "pre_tokenizer": {"type": "Whitespace"}, "version": "1.0",
+            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 1], "cls": ["[CLS]", 0]},
+            "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {
+                "[CLS]": 0, "[SEP]": 1, "[UNK]": 2, "good": 3, "bad": 4, "film": 5}}}"#;
+        Tokenizer::from_bytes(json).unwrap()
+    }
+
+    fn table(rows: &str) -> Table {
+        let columns = ["sentence".to_string(), "label".to_string()];
+        parse(
+            Path::new("sst.tsv"),
+            rows.as_bytes(),
+            Format::Tsv,
+            Some(&columns),
+        )
+        .unwrap()
+    }
+
+    fn config(max_length: usize) -> ClassConfig {
+        ClassConfig {
+            text: "{{ sentence }}".to_string(),
+            pair: None,
+            label: "label".to_string(),
+            labels: None,
+            max_length,
+        }
+    }
+
+    #[test]
+    fn a_text_stands_between_the_special_tokens() {
+        let table = table("good film\t1\nbad thing\t0\n");
+        let encoder = ClassEncoder::new(config(8), &tokenizer(), &table).unwrap();
+        let examples = encoder.encode(&table).unwrap();
+        assert_eq!(examples[0].ids, [0, 3, 5, 1]);
+        assert_eq!(examples[1].ids, [0, 4, 2, 1]);
+        assert_eq!((examples[0].label, examples[1].label), (1, 0));
+        assert_eq!(examples[0].text, "good film");
+    }
+
+    #[test]
+    fn a_text_that_is_cut_keeps_its_final_special_token() {
+        let table = table("good good good good film\t1\nbad\t0\n");
+        let encoder = ClassEncoder::new(config(4), &tokenizer(), &table).unwrap();
+        assert_eq!(encoder.encode(&table).unwrap()[0].ids, [0, 3, 3, 1]);
+    }
+
+    #[test]
+    fn the_texts_of_a_pair_are_set_apart_and_both_are_kept() {
+        let table = table("good good good good good\t1\nbad\t0\n");
+        let config = ClassConfig {
+            pair: Some("{{ sentence }} film".to_string()),
+            ..config(9)
+        };
+        let encoder = ClassEncoder::new(config, &tokenizer(), &table).unwrap();
+        let example = &encoder.encode(&table).unwrap()[0];
+        assert_eq!(example.ids, [0, 3, 3, 3, 1, 3, 3, 3, 1]);
+        assert_eq!(example.type_ids, [0, 0, 0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(
+            example.text,
+            "good good good good good\ngood good good good good film"
+        );
+    }
+
+    #[test]
+    fn an_unknown_label_is_an_error_with_its_line() {
+        let train = table("good\tpos\nbad\tneg\n");
+        let encoder = ClassEncoder::new(config(8), &tokenizer(), &train).unwrap();
+        let message = encoder
+            .encode(&table("good\tpos\n\nfilm\t-1\n"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "`sst.tsv` line 3: unknown label `-1`; the labels are `neg`, `pos`"
+        );
+    }
+
+    #[test]
+    fn labels_sort_as_numbers_if_all_of_them_are() {
+        let rows: String = [10, 2, 0, 1]
+            .iter()
+            .map(|label| format!("x\t{label}\n"))
+            .collect();
+        assert_eq!(
+            Labels::collect(&table(&rows), "label").unwrap().names(),
+            ["0", "1", "2", "10"]
+        );
+        let labels = Labels::collect(&table("x\t10\nx\t2\nx\ta\n"), "label").unwrap();
+        assert_eq!(labels.names(), ["10", "2", "a"]);
+    }
+
+    #[test]
+    fn labels_given_keep_their_order() {
+        let names = ["pos", "neg", "none"].map(str::to_string).to_vec();
+        let config = ClassConfig {
+            labels: Some(names),
+            ..config(8)
+        };
+        let train = table("good\tpos\nbad\tneg\n");
+        let encoder = ClassEncoder::new(config, &tokenizer(), &train).unwrap();
+        let labels: Vec<_> = encoder
+            .encode(&train)
+            .unwrap()
+            .iter()
+            .map(|e| e.label)
+            .collect();
+        assert_eq!(labels, [0, 1]);
+        assert_eq!(encoder.labels().names().len(), 3);
+    }
+
+    #[test]
+    fn labels_that_make_no_classification_are_refused() {
+        let message = Labels::collect(&table("x\t1\ny\t1\n"), "label")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "the labels are `1`; expected at least two to tell apart"
+        );
+        let names = ["a", "b", "a"].map(str::to_string).to_vec();
+        assert!(
+            Labels::new(names)
+                .unwrap_err()
+                .to_string()
+                .contains("`a` is named twice")
+        );
+        let message = Labels::collect(&table("x\t1\ny\t0\n"), "lable")
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("no field `lable`"), "{message}");
+    }
+
+    #[test]
+    fn a_limit_without_room_for_text_is_refused() {
+        let train = table("good\t1\nbad\t0\n");
+        let error = ClassEncoder::new(config(2), &tokenizer(), &train)
+            .err()
+            .unwrap();
+        assert_eq!(
+            error.to_string(),
+            "`max_length` = 2 is too small; expected at least 3"
+        );
+        let pair = ClassConfig {
+            pair: Some("x".to_string()),
+            ..config(3)
+        };
+        let error = ClassEncoder::new(pair, &tokenizer(), &train).err().unwrap();
+        assert!(error.to_string().contains("expected at least 4"), "{error}");
+    }
+}
