@@ -40,7 +40,7 @@ fn linears(d: usize, batch: usize, seq: usize) {
         let weight = random([d, d_out]).set_require_grad(trainable);
         let bias = random([d_out]).set_require_grad(trainable);
         let run = |f: fn(Tensor<3>, Tensor<2>, Option<Tensor<1>>) -> Tensor<3>| {
-            median(|| step(f(x.clone(), weight.clone(), Some(bias.clone()))))
+            net(|| f(x.clone(), weight.clone(), Some(bias.clone())))
         };
         show(name, run(kernels::linear), run(plain::linear));
     }
@@ -48,7 +48,7 @@ fn linears(d: usize, batch: usize, seq: usize) {
 
 fn element_wise(d: usize, batch: usize, seq: usize) {
     let x = random([batch, seq, 4 * d]).require_grad();
-    let run = |f: fn(Tensor<3>) -> Tensor<3>| median(|| step(f(x.clone())));
+    let run = |f: fn(Tensor<3>) -> Tensor<3>| net(|| f(x.clone()));
     show("gelu of 4d", run(kernels::gelu), run(plain::gelu));
     let (fused, plain) = (run(kernels::gelu_tanh), run(plain::gelu_tanh));
     show("gelu_tanh of 4d", fused, plain);
@@ -58,7 +58,7 @@ fn element_wise(d: usize, batch: usize, seq: usize) {
         let gamma = random([d]).set_require_grad(trainable);
         let beta = random([d]).set_require_grad(trainable);
         let run = |f: fn(Tensor<3>, Tensor<1>, Tensor<1>, f64) -> Tensor<3>| {
-            median(|| step(f(x.clone(), gamma.clone(), beta.clone(), 1e-5)))
+            net(|| f(x.clone(), gamma.clone(), beta.clone(), 1e-5))
         };
         show(name, run(kernels::layer_norm), run(plain::layer_norm));
     }
@@ -76,9 +76,9 @@ fn attention(d: usize, batch: usize, seq: usize) {
         };
         let mask = (!causal).then(|| mask.clone());
         let part = |i: usize| qkv.clone().narrow(2, i * d, d);
-        let fused = || kernels::attention(part(0), part(1), part(2), &spec, mask.clone());
+        let fused = || kernels::attention_qkv(qkv.clone(), &spec, mask.clone());
         let composed = || plain::attention(part(0), part(1), part(2), &spec, mask.clone());
-        show(name, median(|| step(fused())), median(|| step(composed())));
+        show(name, net(fused), net(composed));
     }
 }
 
@@ -103,6 +103,12 @@ fn head(rows: usize) {
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     let device = Device::flex().autodiff();
     Tensor::random(shape, Distribution::Normal(0.0, 0.5), &device)
+}
+
+/// Time of an operation and its backward pass, without that of the loss that follows it here.
+fn net(run: impl Fn() -> Tensor<3>) -> f64 {
+    let loss_alone = run().detach().require_grad();
+    median(|| step(run())) - median(|| step(loss_alone.clone()))
 }
 
 /// A backward pass whose first gradient is dense, as inside a network.

@@ -20,7 +20,7 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
-pub use attention::{AttentionSpec, attention};
+pub use attention::{AttentionSpec, attention, attention_qkv};
 pub use cross_entropy::cross_entropy_head;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;

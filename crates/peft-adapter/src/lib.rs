@@ -1,1 +1,17 @@
+//! Bottleneck adapters and what they are compared with. One paper, one file.
 
+pub mod bottleneck;
+mod config;
+pub mod full;
+pub mod head_only;
+pub mod houlsby;
+pub mod parallel;
+pub mod pfeiffer;
+pub mod prefix;
+
+pub use full::Full;
+pub use head_only::HeadOnly;
+pub use houlsby::Houlsby;
+pub use parallel::Parallel;
+pub use pfeiffer::Pfeiffer;
+pub use prefix::Prefix;

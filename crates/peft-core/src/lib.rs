@@ -7,6 +7,7 @@
 
 #[macro_use]
 pub mod erased;
+pub mod activation;
 pub mod attend;
 pub mod contract;
 pub mod device;
@@ -22,6 +23,7 @@ pub mod state;
 pub mod tap;
 pub mod toy;
 
+pub use activation::Activation;
 pub use attend::{Attend, AttendSlot, Heads};
 pub use device::device;
 pub use error::CoreError;

@@ -16,19 +16,40 @@ const REPEATS: usize = 15;
 fn main() -> std::io::Result<()> {
     let device = Device::flex().autodiff();
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{:>12} {:>10} {:>10} {:>10} {:>7}", "d_in x d_out", "tokens", "dense ms", "nf4 ms", "ratio")?;
+    writeln!(
+        out,
+        "{:>12} {:>10} {:>10} {:>10} {:>7}",
+        "d_in x d_out", "tokens", "dense ms", "nf4 ms", "ratio"
+    )?;
     for [d_in, d_out] in [[768, 3072], [3072, 768]] {
         for batch in [[32, 24], [8, 128]] {
             let x = random([batch[0], batch[1], d_in], &device);
-            let layer = Dense::new(random([d_in, d_out], &device), Some(random([d_out], &device)));
+            let layer = Dense::new(
+                random([d_in, d_out], &device),
+                Some(random([d_out], &device)),
+            );
             let layer = layer.no_grad();
             let path = "layer".into();
-            let site = Site { layer: 0, role: Role::Up, path, d_in, d_out };
-            let packed = Nf4::default().pack(&site, layer.clone()).expect("finite weights");
+            let site = Site {
+                layer: 0,
+                role: Role::Up,
+                path,
+                d_in,
+                d_out,
+            };
+            let packed = Nf4::default()
+                .pack(&site, layer.clone())
+                .expect("finite weights");
             let [dense_ms, packed_ms] = interleaved(&Proj::new(layer), &packed, &x);
-            let (sizes, tokens) = (format!("{d_in} x {d_out}"), format!("{}x{}", batch[0], batch[1]));
+            let (sizes, tokens) = (
+                format!("{d_in} x {d_out}"),
+                format!("{}x{}", batch[0], batch[1]),
+            );
             let ratio = packed_ms / dense_ms;
-            writeln!(out, "{sizes:>12} {tokens:>10} {dense_ms:>10.2} {packed_ms:>10.2} {ratio:>7.3}")?;
+            writeln!(
+                out,
+                "{sizes:>12} {tokens:>10} {dense_ms:>10.2} {packed_ms:>10.2} {ratio:>7.3}"
+            )?;
         }
     }
     Ok(())

@@ -47,7 +47,12 @@ impl CodeBook {
             bounds[i] = (values[order[i] as usize] + values[order[i + 1] as usize]) / 2.0;
             i += 1;
         }
-        Self { name, values, order, bounds }
+        Self {
+            name,
+            values,
+            order,
+            bounds,
+        }
     }
 
     /// Replaces each fraction's slot in `codes` by the code whose value is nearest.
@@ -63,7 +68,9 @@ impl CodeBook {
                 *rank += u8::from(*x > bound);
             }
         }
-        codes.iter_mut().for_each(|rank| *rank = self.order[usize::from(*rank)]);
+        codes
+            .iter_mut()
+            .for_each(|rank| *rank = self.order[usize::from(*rank)]);
     }
 
     /// The two values that each byte stands for, its high nibble first.
@@ -111,7 +118,10 @@ mod tests {
         ];
         // The kernel's literals were rounded on the way; each is the midpoint or its neighbour.
         for (bound, threshold) in NF4.bounds.iter().zip(thresholds) {
-            assert!((bound - threshold).abs() <= f32::EPSILON / 2.0, "{bound} {threshold}");
+            assert!(
+                (bound - threshold).abs() <= f32::EPSILON / 2.0,
+                "{bound} {threshold}"
+            );
         }
     }
 
@@ -132,10 +142,20 @@ mod tests {
         let magnitudes = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0].map(|v| v / 12.0);
         let fp4 = CodeBook::new(
             "fp4",
-            std::array::from_fn(|i| if i < 8 { magnitudes[i] } else { -magnitudes[i - 8] }),
+            std::array::from_fn(|i| {
+                if i < 8 {
+                    magnitudes[i]
+                } else {
+                    -magnitudes[i - 8]
+                }
+            }),
         );
         for x in [-1.0, -0.7, -0.4, -0.2, 0.004, 0.2, 0.3, 0.45, 0.9f32] {
-            let best = fp4.values.iter().map(|v| (x - v).abs()).fold(f32::MAX, f32::min);
+            let best = fp4
+                .values
+                .iter()
+                .map(|v| (x - v).abs())
+                .fold(f32::MAX, f32::min);
             let chosen = fp4.values[usize::from(nearest(&fp4, x))];
             assert_eq!((x - chosen).abs(), best, "{x}");
         }

@@ -28,7 +28,10 @@ pub struct Encoded {
 /// # Panics
 /// If the block size is odd or zero.
 pub fn encode(values: &[f32], block_size: usize, book: &CodeBook) -> Encoded {
-    assert!(block_size > 0 && block_size.is_multiple_of(2), "blocks fill whole bytes");
+    assert!(
+        block_size > 0 && block_size.is_multiple_of(2),
+        "blocks fill whole bytes"
+    );
     let mut codes = vec![0; values.len().div_ceil(2)];
     let absmax = values
         .par_chunks(block_size)
@@ -88,7 +91,11 @@ impl ScaleSlices<'_> {
     fn get(&self, block: usize) -> f32 {
         match *self {
             Self::Exact(absmax) => absmax[block],
-            Self::Quantised { absmax, nested_absmax, offset } => {
+            Self::Quantised {
+                absmax,
+                nested_absmax,
+                offset,
+            } => {
                 let fraction = double_quant::dynamic_map()[usize::from(absmax[block])];
                 fraction * nested_absmax[block / NESTED_BLOCK] + offset
             }
@@ -112,7 +119,12 @@ impl<'a> Decoder<'a> {
         block_size: usize,
         book: &CodeBook,
     ) -> Self {
-        Self { codes, scales, block_size, pairs: book.pairs() }
+        Self {
+            codes,
+            scales,
+            block_size,
+            pairs: book.pairs(),
+        }
     }
 
     /// Writes the values from `start` on to `out`, as many as fit.
@@ -182,18 +194,35 @@ mod tests {
 
     fn rmse(block_size: usize, double: bool) -> f64 {
         let values = normal(1 << 20);
-        let out = decode(&encode(&values, block_size, &NF4), values.len(), block_size, double);
-        let squares = values.iter().zip(&out).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let out = decode(
+            &encode(&values, block_size, &NF4),
+            values.len(),
+            block_size,
+            double,
+        );
+        let squares = values
+            .iter()
+            .zip(&out)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum::<f64>();
         (squares / values.len() as f64).sqrt()
     }
 
     #[test]
     fn the_error_on_normal_values_is_that_of_bitsandbytes() {
         // Measured with bitsandbytes 0.50.2 on N(0, 1).
-        let rows = [(64, false, 0.09196), (64, true, 0.09198), (32, false, 0.0873), (128, false, 0.0956)];
+        let rows = [
+            (64, false, 0.09196),
+            (64, true, 0.09198),
+            (32, false, 0.0873),
+            (128, false, 0.0956),
+        ];
         for (block_size, double, expected) in rows {
             let found = rmse(block_size, double);
-            assert!((found - expected).abs() < 2e-4, "{block_size} {double}: {found}");
+            assert!(
+                (found - expected).abs() < 2e-4,
+                "{block_size} {double}: {found}"
+            );
         }
     }
 
@@ -202,7 +231,12 @@ mod tests {
         let values = normal(32 * 5 + 7);
         let encoded = encode(&values, 32, &NF4);
         let whole = decode(&encoded, values.len(), 32, false);
-        let decoder = Decoder::new(&encoded.codes, ScaleSlices::Exact(&encoded.absmax), 32, &NF4);
+        let decoder = Decoder::new(
+            &encoded.codes,
+            ScaleSlices::Exact(&encoded.absmax),
+            32,
+            &NF4,
+        );
         for start in 0..values.len() {
             for end in start..=values.len() {
                 let mut part = vec![0.0; end - start];
@@ -228,7 +262,11 @@ mod tests {
         for n in [64, 65] {
             let encoded = encode(&vec![0.0; n], 64, &NF4);
             assert!(decode(&encoded, n, 64, false).iter().all(|v| *v == 0.0));
-            assert!(decode(&encoded, n, 64, true).iter().all(|v| v.abs() < 1e-30));
+            assert!(
+                decode(&encoded, n, 64, true)
+                    .iter()
+                    .all(|v| v.abs() < 1e-30)
+            );
         }
     }
 }

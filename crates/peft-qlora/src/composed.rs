@@ -52,11 +52,19 @@ fn product<B: Backend>(
 
 /// The weight as a dense `[d_out, d_in]` matrix of 32-bit floats.
 pub(crate) fn unpack<B: Backend>(weight: PackedWeight<B>) -> FloatTensor<B> {
-    let PackedWeight { codes, scales, layout } = weight;
+    let PackedWeight {
+        codes,
+        scales,
+        layout,
+    } = weight;
     let fractions = table::<B>(&layout.book.values, nibbles::<B>(codes));
     let scales = match scales {
         BlockScales::Exact(absmax) => absmax,
-        BlockScales::Quantised { absmax, nested_absmax, offset } => {
+        BlockScales::Quantised {
+            absmax,
+            nested_absmax,
+            offset,
+        } => {
             let fractions = table::<B>(double_quant::dynamic_map(), absmax);
             let scales = times_scales::<B>(fractions, nested_absmax, NESTED_BLOCK);
             let scales = B::float_slice(scales, &[Slice::from(0..layout.blocks() as isize)]);
@@ -102,5 +110,8 @@ fn times_scales<B: Backend>(
     };
     let values = B::float_reshape(values, Shape::new([blocks, block_size]));
     let scales = B::float_reshape(scales, Shape::new([blocks, 1]));
-    B::float_reshape(B::float_mul(values, scales), Shape::new([blocks * block_size]))
+    B::float_reshape(
+        B::float_mul(values, scales),
+        Shape::new([blocks * block_size]),
+    )
 }

@@ -42,7 +42,11 @@ pub fn quantise(absmax: &[f32]) -> DoubleQuantised {
         .zip(codes.chunks_mut(NESTED_BLOCK))
         .map(|(block, codes)| quantise_block(block, codes))
         .collect();
-    DoubleQuantised { absmax: codes, nested_absmax, offset }
+    DoubleQuantised {
+        absmax: codes,
+        nested_absmax,
+        offset,
+    }
 }
 
 fn quantise_block(block: &[f32], codes: &mut [u8]) -> f32 {
@@ -98,10 +102,14 @@ pub fn dynamic_map() -> &'static [f32; 256] {
     &MAP
 }
 
-/// `torch.linspace(0.1, 1, steps + 1)[i]`, which counts from both ends.
+/// `torch.linspace(0.1, 1, steps + 1)[i]`, which counts from both ends and rounds once.
 fn boundary(i: usize, steps: usize) -> f32 {
     let step = (1.0 - 0.1f32) / steps as f32;
-    if i < (steps + 1) / 2 { 0.1 + step * i as f32 } else { 1.0 - step * (steps - i) as f32 }
+    if i < steps.div_ceil(2) {
+        step.mul_add(i as f32, 0.1)
+    } else {
+        step.mul_add(-((steps - i) as f32), 1.0)
+    }
 }
 
 /// Mean of the scales, added in the order of PyTorch's CPU kernel on one thread, because the codes
@@ -122,7 +130,9 @@ fn mean(values: &[f32]) -> f32 {
 fn interleaved_sum<const L: usize>(rows: &[[f32; L]]) -> [f32; L] {
     let (groups, rest) = rows.as_chunks::<4>();
     let [first, others @ ..] = cascade_sum(groups);
-    rest.iter().chain(&others).fold(first, |sum, row| add(sum, *row))
+    rest.iter()
+        .chain(&others)
+        .fold(first, |sum, row| add(sum, *row))
 }
 
 /// Four sums at once; every `2^level_power` groups a level's sum moves up one of four levels.
@@ -173,14 +183,20 @@ mod tests {
 
     #[test]
     fn scales_come_back_within_the_step_of_the_map() {
-        let absmax: Vec<f32> = (0..700).map(|i| 1.0 + (i as f32 * 0.37).sin() * 0.5).collect();
+        let absmax: Vec<f32> = (0..700)
+            .map(|i| 1.0 + (i as f32 * 0.37).sin() * 0.5)
+            .collect();
         let quantised = quantise(&absmax);
         assert_eq!(quantised.nested_absmax.len(), 3);
         let mut out = vec![0.0; absmax.len()];
         for (i, out) in out.iter_mut().enumerate() {
             let fraction = dynamic_map()[usize::from(quantised.absmax[i])];
             *out = fraction * quantised.nested_absmax[i / NESTED_BLOCK] + quantised.offset;
-            assert!((*out - absmax[i]).abs() < 0.5 * 0.0075, "{i}: {out} {}", absmax[i]);
+            assert!(
+                (*out - absmax[i]).abs() < 0.5 * 0.0075,
+                "{i}: {out} {}",
+                absmax[i]
+            );
         }
     }
 

@@ -103,14 +103,29 @@ impl PackedLinear {
         bias: Option<Param<Tensor<1>>>,
         device: &Device,
     ) -> Self {
-        assert_eq!(weight.len(), d_out * d_in, "the values must fill `[{d_out}, {d_in}]`");
-        let Nf4 { block_size, double_quant } = *storage;
+        assert_eq!(
+            weight.len(),
+            d_out * d_in,
+            "the values must fill `[{d_out}, {d_in}]`"
+        );
+        let Nf4 {
+            block_size,
+            double_quant,
+        } = *storage;
         let Encoded { codes, absmax } = codec::encode(weight, block_size, &NF4);
         let scales = match double_quant {
             true => Scales::quantised(double_quant::quantise(&absmax), device),
             false => Scales::exact(absmax, device),
         };
-        Self { codes: bytes(codes, device), scales, bias, d_in, d_out, block_size, book: &NF4 }
+        Self {
+            codes: bytes(codes, device),
+            scales,
+            bias,
+            d_in,
+            d_out,
+            block_size,
+            book: &NF4,
+        }
     }
 
     fn packed(&self) -> PackedWeight<Dispatch> {
@@ -118,7 +133,12 @@ impl PackedLinear {
         PackedWeight {
             codes: self.codes.val().into_dispatch(),
             scales: self.scales.dispatch(),
-            layout: PackedLayout { d_in, d_out, block_size, book: self.book },
+            layout: PackedLayout {
+                d_in,
+                d_out,
+                block_size,
+                book: self.book,
+            },
         }
     }
 }

@@ -8,7 +8,8 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{
-    Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, Flex, NdArray, TensorMetadata, backend_extension,
+    Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, Flex, NdArray, TensorMetadata,
+    backend_extension,
 };
 use burn::tensor::{Shape, Tensor};
 
@@ -50,7 +51,11 @@ pub(crate) struct PackedWeight<B: Backend> {
 #[derive(ExtensionType, Clone, Debug)]
 pub(crate) enum BlockScales<B: Backend> {
     Exact(FloatTensor<B>),
-    Quantised { absmax: IntTensor<B>, nested_absmax: FloatTensor<B>, offset: FloatTensor<B> },
+    Quantised {
+        absmax: IntTensor<B>,
+        nested_absmax: FloatTensor<B>,
+        offset: FloatTensor<B>,
+    },
 }
 
 /// `x Wᵀ + b` for a packed `W`; differentiable in `x` and `b`, while `W` is a constant.
@@ -69,12 +74,18 @@ pub(crate) fn packed_linear<const D: usize>(
 ) -> Tensor<D> {
     let PackedLayout { d_in, d_out, .. } = weight.layout;
     let width = x.dims()[D - 1];
-    assert_eq!(width, d_in, "`x` ends in {width}, expected `d_in` = {d_in} of the weight");
+    assert_eq!(
+        width, d_in,
+        "`x` ends in {width}, expected `d_in` = {d_in} of the weight"
+    );
     let x = x.into_dispatch();
     Tensor::from_dispatch(match bias {
         Some(bias) => {
             let length = bias.dims()[0];
-            assert_eq!(length, d_out, "`bias` has {length} elements, expected `d_out` = {d_out}");
+            assert_eq!(
+                length, d_out,
+                "`bias` has {length} elements, expected `d_out` = {d_out}"
+            );
             <Dispatch as PackedOps>::packed_linear_bias(x, bias.into_dispatch(), weight)
         }
         None => <Dispatch as PackedOps>::packed_linear(x, weight),
@@ -182,7 +193,10 @@ impl<B: PackedOps> Backward<B, 2> for PackedBackward {
 impl<B: PackedOps, C: CheckpointStrategy> PackedOps for Autodiff<B, C> {
     fn packed_linear(x: FloatTensor<Self>, weight: PackedWeight<Self>) -> FloatTensor<Self> {
         let weight = constant(weight);
-        let prep = PackedBackward.prepare::<C>([x.node()]).compute_bound().stateful();
+        let prep = PackedBackward
+            .prepare::<C>([x.node()])
+            .compute_bound()
+            .stateful();
         let x = x.into_primitive();
         match prep {
             OpsKind::Tracked(prep) => prep.finish(weight.clone(), B::packed_linear(x, weight)),
@@ -196,7 +210,10 @@ impl<B: PackedOps, C: CheckpointStrategy> PackedOps for Autodiff<B, C> {
         weight: PackedWeight<Self>,
     ) -> FloatTensor<Self> {
         let weight = constant(weight);
-        let prep = PackedBackward.prepare::<C>([x.node(), bias.node()]).compute_bound().stateful();
+        let prep = PackedBackward
+            .prepare::<C>([x.node(), bias.node()])
+            .compute_bound()
+            .stateful();
         let (x, bias) = (x.into_primitive(), bias.into_primitive());
         match prep {
             OpsKind::Tracked(prep) => {
@@ -216,14 +233,26 @@ impl<B: PackedOps, C: CheckpointStrategy> PackedOps for Autodiff<B, C> {
 fn constant<B: PackedOps, C: CheckpointStrategy>(
     weight: PackedWeight<Autodiff<B, C>>,
 ) -> PackedWeight<B> {
-    let PackedWeight { codes, scales, layout } = weight;
+    let PackedWeight {
+        codes,
+        scales,
+        layout,
+    } = weight;
     let scales = match scales {
         BlockScales::Exact(absmax) => BlockScales::Exact(absmax.into_primitive()),
-        BlockScales::Quantised { absmax, nested_absmax, offset } => BlockScales::Quantised {
+        BlockScales::Quantised {
+            absmax,
+            nested_absmax,
+            offset,
+        } => BlockScales::Quantised {
             absmax,
             nested_absmax: nested_absmax.into_primitive(),
             offset: offset.into_primitive(),
         },
     };
-    PackedWeight { codes, scales, layout }
+    PackedWeight {
+        codes,
+        scales,
+        layout,
+    }
 }

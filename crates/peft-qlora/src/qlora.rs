@@ -7,7 +7,8 @@
 //! LoRA's, so that the two compare at equal size.
 
 use peft_core::{
-    CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start, Storage, Targets,
+    CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start, Storage,
+    Targets,
 };
 use peft_lora::Lora;
 use serde::{Deserialize, Serialize};
@@ -34,22 +35,50 @@ pub struct Qlora {
 
 impl Default for Qlora {
     fn default() -> Self {
-        let Lora { rank, alpha, dropout, .. } = Lora::default();
-        let Nf4 { block_size, double_quant } = Nf4::default();
-        Self { rank, alpha, dropout, targets: Targets::all_linear(), block_size, double_quant }
+        let Lora {
+            rank,
+            alpha,
+            dropout,
+            ..
+        } = Lora::default();
+        let Nf4 {
+            block_size,
+            double_quant,
+        } = Nf4::default();
+        Self {
+            rank,
+            alpha,
+            dropout,
+            targets: Targets::all_linear(),
+            block_size,
+            double_quant,
+        }
     }
 }
 
 impl Qlora {
     /// The storage half.
     pub fn nf4(&self) -> Nf4 {
-        Nf4 { block_size: self.block_size, double_quant: self.double_quant }
+        Nf4 {
+            block_size: self.block_size,
+            double_quant: self.double_quant,
+        }
     }
 
     /// The LoRA half.
     pub fn lora(&self) -> Lora {
-        let Self { rank, alpha, dropout, .. } = *self;
-        Lora { rank, alpha, dropout, targets: self.targets.clone() }
+        let Self {
+            rank,
+            alpha,
+            dropout,
+            ..
+        } = *self;
+        Lora {
+            rank,
+            alpha,
+            dropout,
+            targets: self.targets.clone(),
+        }
     }
 }
 
@@ -67,9 +96,22 @@ impl MethodConfig for Qlora {
 
     fn examples() -> Vec<Self> {
         vec![
-            Self { rank: 2, alpha: 4.0, ..Self::default() },
-            Self { rank: 3, block_size: 32, double_quant: false, ..Self::default() },
-            Self { rank: 2, targets: Targets::One("query".into()), ..Self::default() },
+            Self {
+                rank: 2,
+                alpha: 4.0,
+                ..Self::default()
+            },
+            Self {
+                rank: 3,
+                block_size: 32,
+                double_quant: false,
+                ..Self::default()
+            },
+            Self {
+                rank: 2,
+                targets: Targets::One("query".into()),
+                ..Self::default()
+            },
         ]
     }
 }
@@ -111,7 +153,13 @@ mod tests {
     fn the_defaults_are_every_linear_layer_over_doubly_quantised_blocks_of_64() {
         let qlora: Qlora = serde_json::from_str("{}").unwrap();
         assert_eq!(qlora.targets, Targets::all_linear());
-        assert_eq!(qlora.nf4(), Nf4 { block_size: 64, double_quant: true });
+        assert_eq!(
+            qlora.nf4(),
+            Nf4 {
+                block_size: 64,
+                double_quant: true
+            }
+        );
         assert_eq!(qlora.lora().rank, Lora::default().rank);
     }
 
@@ -119,7 +167,12 @@ mod tests {
     fn a_block_size_that_bitsandbytes_does_not_know_is_refused_by_name() {
         let mut init = Init::new(0, &burn::tensor::Device::flex());
         let toy = Toy::build(&mut init);
-        let error = Qlora { block_size: 48, ..Qlora::default() }.check(&toy.geometry()).unwrap_err();
+        let error = Qlora {
+            block_size: 48,
+            ..Qlora::default()
+        }
+        .check(&toy.geometry())
+        .unwrap_err();
         assert!(error.to_string().contains("`block_size` is 48"), "{error}");
     }
 
@@ -134,7 +187,10 @@ mod tests {
         }
         let mut init = Init::new(0, &burn::tensor::Device::flex());
         let toy = Toy::build(&mut init);
-        let qlora = Qlora { targets: Targets::One("query".into()), ..Qlora::default() };
+        let qlora = Qlora {
+            targets: Targets::One("query".into()),
+            ..Qlora::default()
+        };
         let adapted = adapt(toy, &qlora, None, &mut init).unwrap();
         let mut count = CountPacked(0);
         adapted.host.rebuild(&mut count);

@@ -19,7 +19,10 @@ pub struct Nf4 {
 
 impl Default for Nf4 {
     fn default() -> Self {
-        Self { block_size: 64, double_quant: true }
+        Self {
+            block_size: 64,
+            double_quant: true,
+        }
     }
 }
 
@@ -33,13 +36,21 @@ impl Nf4 {
             return Ok(());
         }
         let expected = "a power of two from 32 to 4096";
-        Err(CoreError::bad_value("block_size", self.block_size, expected))
+        Err(CoreError::bad_value(
+            "block_size",
+            self.block_size,
+            expected,
+        ))
     }
 }
 
 impl Storage for Nf4 {
     fn name(&self) -> String {
-        if self.double_quant { "nf4+dq".into() } else { "nf4".into() }
+        if self.double_quant {
+            "nf4+dq".into()
+        } else {
+            "nf4".into()
+        }
     }
 
     fn pack(&self, site: &Site, dense: Dense) -> Result<Proj, CoreError> {
@@ -71,9 +82,15 @@ impl Storage for Nf4 {
 /// The error with the layer it happened at.
 fn at(site: &Site, error: CoreError) -> CoreError {
     match error {
-        CoreError::BadValue { key, found, expected } => {
-            CoreError::BadValue { key: format!("{key}` of `{}", site.path), found, expected }
-        }
+        CoreError::BadValue {
+            key,
+            found,
+            expected,
+        } => CoreError::BadValue {
+            key: format!("{key}` of `{}", site.path),
+            found,
+            expected,
+        },
         other => other,
     }
 }

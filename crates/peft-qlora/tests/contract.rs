@@ -1,5 +1,8 @@
 //! Methods keep their contract over packed weights.
 
+// `NdArray` is deprecated upstream; it stays the second CPU backend here for its users.
+#![allow(deprecated)]
+
 use burn::tensor::Device;
 use peft_core::contract::{self, Setting};
 use peft_core::toy::Toy;
@@ -7,9 +10,18 @@ use peft_lora::Lora;
 use peft_qlora::Nf4;
 
 fn on_each_setting(check: impl Fn(&Setting<'_>)) {
-    for storage in [Nf4::default(), Nf4 { block_size: 32, double_quant: false }] {
+    for storage in [
+        Nf4::default(),
+        Nf4 {
+            block_size: 32,
+            double_quant: false,
+        },
+    ] {
         for device in [Device::flex(), Device::ndarray()] {
-            check(&Setting { device, storage: Some(&storage) });
+            check(&Setting {
+                device,
+                storage: Some(&storage),
+            });
         }
     }
 }

@@ -20,7 +20,7 @@ fn a_record_comes_back_as_it_was_stored() {
         name,
         format!("lora-r8--lr1e-3--s1--{}.json", &stored.trial.hash[..12])
     );
-    assert_eq!(store.load_all().unwrap(), [stored.clone()]);
+    assert_eq!(store.load_all().unwrap(), std::slice::from_ref(&stored));
     assert!(store.has(&stored.trial.hash).unwrap());
     assert!(!store.has("0123456789ab").unwrap());
     assert_eq!(store.find(&stored.trial.hash).unwrap(), Some(stored));
@@ -60,7 +60,7 @@ fn a_retry_is_stored_beside_the_failure_and_stands_for_the_trial() {
     assert!(first.exists() && second.exists() && third.exists());
     assert!(second.to_str().unwrap().ends_with("-2.json"));
     assert!(third.to_str().unwrap().ends_with("-3.json"));
-    assert_eq!(store.load_all().unwrap(), [ok.clone()]);
+    assert_eq!(store.load_all().unwrap(), std::slice::from_ref(&ok));
     assert_eq!(store.find(&ok.trial.hash).unwrap(), Some(ok.clone()));
     // Another attempt at what ended well, even a failed one, is refused.
     let late = store.append(&failed("LoRA r8", 1e-3, 1, diverged()));

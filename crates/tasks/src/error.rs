@@ -60,14 +60,6 @@ pub enum TaskError {
         /// What the template engine said.
         reason: String,
     },
-    /// A completion has no text to learn.
-    #[error("`{}` line {line}: the completion is empty; expected text to learn", path.display())]
-    EmptyCompletion {
-        /// The file.
-        path: PathBuf,
-        /// Line in the file, from 1.
-        line: usize,
-    },
     /// A completion does not fit.
     #[error(
         "`{}` line {line}: the completion has {found} tokens with its end token, more than \

@@ -138,6 +138,7 @@ pub(super) fn forward(
     (tensor(out, sizes.q_shape()), log_sum)
 }
 
+/// The gradients for queries, keys and values.
 pub(super) fn backward(
     grad: FlexTensor,
     qkv: [FlexTensor; 3],
@@ -145,23 +146,68 @@ pub(super) fn backward(
     log_sum: FlexTensor,
     spec: AttentionSpec,
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
-    let [q, k, v] = &qkv.map(flex::forward_strides);
-    let grad = &flex::forward_strides(grad);
-    let mask = flex::contiguous(mask);
-    let (mask, log_sum) = (flex::slice(&mask), flex::slice(&log_sum));
-    let sizes = Sizes::new(q, k, spec);
-    let Sizes { sq, sk, dh, .. } = sizes;
-    let group = spec.heads / spec.kv_heads;
+    let sizes = Sizes::new(&qkv[0], &qkv[1], spec);
     let (mut dq, mut dk, mut dv) = (
         zeros(sizes.q_shape()),
         zeros(sizes.k_shape()),
         zeros(sizes.k_shape()),
     );
+    let views = [
+        ViewMut::heads(&mut dq, sizes.q_shape()),
+        ViewMut::heads(&mut dk, sizes.k_shape()),
+        ViewMut::heads(&mut dv, sizes.k_shape()),
+    ];
+    backward_into(views, grad, qkv, mask, log_sum, sizes);
+    (
+        tensor(dq, sizes.q_shape()),
+        tensor(dk, sizes.k_shape()),
+        tensor(dv, sizes.k_shape()),
+    )
+}
+
+/// The same gradients side by side in one tensor.
+pub(super) fn backward_joined(
+    grad: FlexTensor,
+    qkv: [FlexTensor; 3],
+    mask: FlexTensor,
+    log_sum: FlexTensor,
+    spec: AttentionSpec,
+) -> FlexTensor {
+    let sizes = Sizes::new(&qkv[0], &qkv[1], spec);
+    let (heads, kv_heads) = (spec.heads, spec.kv_heads);
+    let all = heads + 2 * kv_heads;
+    let shape = [sizes.batch, sizes.sq, all, sizes.dh];
+    let mut joined = zeros(shape);
+    let mut views = [Vec::new(), Vec::new(), Vec::new()];
+    for (i, view) in ViewMut::heads(&mut joined, shape).into_iter().enumerate() {
+        let head = i % all;
+        views[usize::from(head >= heads) + usize::from(head >= heads + kv_heads)].push(view);
+    }
+    backward_into(views, grad, qkv, mask, log_sum, sizes);
+    tensor(joined, shape)
+}
+
+/// Fills the gradients of all heads, which are zero at first.
+fn backward_into(
+    [mut dq, dk, dv]: [Vec<ViewMut<'_>>; 3],
+    grad: FlexTensor,
+    qkv: [FlexTensor; 3],
+    mask: FlexTensor,
+    log_sum: FlexTensor,
+    sizes: Sizes,
+) {
+    let [q, k, v] = &qkv.map(flex::forward_strides);
+    let grad = &flex::forward_strides(grad);
+    let mask = flex::contiguous(mask);
+    let (mask, log_sum) = (flex::slice(&mask), flex::slice(&log_sum));
+    let Sizes {
+        spec, sq, sk, dh, ..
+    } = sizes;
+    let group = spec.heads / spec.kv_heads;
     // A thread takes a key head with all its query heads, since they add to the same gradients.
-    ViewMut::heads(&mut dq, sizes.q_shape())
-        .par_chunks_mut(group)
-        .zip(ViewMut::heads(&mut dk, sizes.k_shape()))
-        .zip(ViewMut::heads(&mut dv, sizes.k_shape()))
+    dq.par_chunks_mut(group)
+        .zip(dk)
+        .zip(dv)
         .enumerate()
         .for_each_init(Default::default, |scratch, (i, ((dq, dk), dv))| {
             let (b, kv) = (i / spec.kv_heads, i % spec.kv_heads);
@@ -182,11 +228,6 @@ pub(super) fn backward(
                 shared.backward(scratch, q, grad, log_sum, dq);
             }
         });
-    (
-        tensor(dq, sizes.q_shape()),
-        tensor(dk, sizes.k_shape()),
-        tensor(dv, sizes.k_shape()),
-    )
 }
 
 /// One key head, and the gradients that its query heads add to.

@@ -2,6 +2,7 @@
 
 mod composed;
 mod fused;
+mod qkv;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, NdArray, backend_extensio
 use burn::tensor::Tensor;
 
 use crate::flex;
+
+pub use qkv::attention_qkv;
 
 /// What an attention operation needs to know besides its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,16 +79,7 @@ pub fn attention(
             "shape of `{name}`, expected from `q` and the heads"
         );
     }
-    // Without a mask every key may be seen: `[b, sk]` ones cost nothing beside the scores.
-    let mask = match key_mask {
-        Some(mask) => mask.cast(q.dtype()),
-        None => Tensor::ones([batch, sk], (&q.device(), q.dtype())),
-    };
-    assert_eq!(
-        mask.dims(),
-        [batch, sk],
-        "shape of `key_mask`, expected from `k`"
-    );
+    let mask = key_mask_or_ones(key_mask, &k);
     Tensor::from_dispatch(<Dispatch as AttentionOps>::attention_heads(
         q.into_dispatch(),
         k.into_dispatch(),
@@ -93,6 +87,22 @@ pub fn attention(
         mask.into_dispatch(),
         *spec,
     ))
+}
+
+/// The mask in the type of `k`. Without a mask every key may be seen: `[b, sk]` ones cost nothing
+/// beside the scores.
+fn key_mask_or_ones(mask: Option<Tensor<2>>, k: &Tensor<3>) -> Tensor<2> {
+    let [batch, sk, _] = k.dims();
+    let Some(mask) = mask else {
+        return Tensor::ones([batch, sk], (&k.device(), k.dtype()));
+    };
+    let dims = mask.dims();
+    assert_eq!(
+        dims,
+        [batch, sk],
+        "shape of `key_mask`, expected from the keys"
+    );
+    mask.cast(k.dtype())
 }
 
 #[backend_extension(Autodiff, Flex, NdArray, Cube: cfg(feature = "cuda"))]

@@ -109,6 +109,29 @@ fn narrowed_views_of_one_fused_projection_match_the_plain_form() {
 }
 
 #[test]
+fn attention_on_a_fused_projection_matches_the_plain_form_on_its_parts() {
+    for case in Case::all() {
+        for shape in SHAPES
+            .iter()
+            .filter(|shape| shape.sq == shape.sk || shape.sq > 100)
+        {
+            let (seq, dh) = (shape.sq, shape.dh);
+            let (d, d_kv) = (shape.heads * dh, shape.kv_heads * dh);
+            for causal in [false, true] {
+                let qkv = case.leaf([shape.batch, seq, d + 2 * d_kv], true);
+                let part = |start: usize, len: usize| qkv.clone().narrow(2, start, len);
+                let mask = Some(random_mask(&case, shape.batch, seq));
+                let spec = spec(shape, causal);
+                let fused = attention_qkv(qkv.clone(), &spec, mask.clone());
+                let (k, v) = (part(d, d_kv), part(d + d_kv, d_kv));
+                let expected = plain::attention(part(0, d), k, v, &spec, mask);
+                testing::assert_same(&case, fused, expected, &[leaf(&qkv)], 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
 fn large_scores_overflow_nowhere() {
     for case in Case::all() {
         let [q, k, v] = [0; 3].map(|_| case.leaf([2, 4, 6], true));

@@ -2,6 +2,7 @@
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -48,6 +49,20 @@ pub(super) fn loss_and_grads(
     }
     let loss = flex::tensor(vec![(loss / n as f64) as f32], Shape::new([1]));
     grads.finish(loss)
+}
+
+/// A gradient times one number: nothing to do for 1, which is what a training loop passes.
+pub(super) fn scaled(grad: FlexTensor, factor: FlexTensor) -> FlexTensor {
+    let factor = flex::slice(&flex::contiguous(factor))[0];
+    if factor == 1.0 {
+        return grad;
+    }
+    // Element-wise operations are slow on a transposed view, and would return a copy of it.
+    if grad.is_contiguous() {
+        Flex::float_mul_scalar(grad, factor.into())
+    } else {
+        Flex::float_mul_scalar(grad.transpose(0, 1), factor.into()).transpose(0, 1)
+    }
 }
 
 /// The sum of the rows' losses; `turn` then makes something else of each row's logits.

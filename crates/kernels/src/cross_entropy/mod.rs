@@ -102,6 +102,14 @@ pub(crate) trait CrossEntropyOps: Backend {
     ) -> LossAndGrads<Self> {
         composed::loss_and_grads::<Self>(hidden, weight, targets, wanted)
     }
+
+    /// A gradient times the one element of `factor`.
+    fn cross_entropy_scaled(
+        grad: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_mul(grad, Self::float_reshape(factor, Shape::new([1, 1])))
+    }
 }
 
 impl CrossEntropyOps for NdArray {}
@@ -122,6 +130,17 @@ impl CrossEntropyOps for Flex {
             composed::loss_and_grads::<Self>(hidden, weight, targets, wanted)
         }
     }
+
+    fn cross_entropy_scaled(
+        grad: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if crate::flex::all_f32(&[&grad, &factor]) {
+            fused::scaled(grad, factor)
+        } else {
+            Self::float_mul(grad, Self::float_reshape(factor, Shape::new([1, 1])))
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -133,10 +152,10 @@ impl<B: CrossEntropyOps> Backward<B, 2> for CrossEntropyBackward {
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let factor = grads.consume::<B>(&ops.node);
-        let factor = B::float_reshape(factor, Shape::new([1, 1]));
         for (node, grad) in ops.parents.into_iter().zip(ops.state) {
             if let (Some(node), Grad::Computed(grad)) = (node, grad) {
-                grads.register::<B>(node.id, B::float_mul(grad, factor.clone()));
+                let grad = B::cross_entropy_scaled(grad, factor.clone());
+                grads.register::<B>(node.id, grad);
             }
         }
     }

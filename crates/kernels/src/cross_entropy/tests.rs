@@ -46,6 +46,29 @@ fn a_tied_embedding_and_narrowed_rows_match_the_plain_form() {
 }
 
 #[test]
+fn a_backward_pass_from_the_loss_itself_matches_the_plain_form() {
+    for case in Case::all() {
+        let (hidden, embedding) = (case.leaf([6, 5], true), case.leaf([50, 5], true));
+        let targets = targets(&case, 6, 50);
+        let grads = |form: fn(Tensor<2>, Tensor<2>, Tensor<1, Int>) -> Tensor<1>| {
+            let loss = form(
+                hidden.clone(),
+                embedding.clone().transpose(),
+                targets.clone(),
+            );
+            let grads = loss.backward();
+            (
+                hidden.grad(&grads).unwrap(),
+                embedding.grad(&grads).unwrap(),
+            )
+        };
+        let (fused, expected) = (grads(cross_entropy_head), grads(plain::cross_entropy_head));
+        testing::assert_close([fused.0, expected.0], 1e-5, "gradient of the states");
+        testing::assert_close([fused.1, expected.1], 1e-5, "gradient of the embedding");
+    }
+}
+
+#[test]
 fn rows_split_into_several_parts_match_the_plain_form() {
     // More logits than are held at once: 300 rows of 40,000.
     let case = &Case::all()[0];

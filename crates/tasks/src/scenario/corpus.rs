@@ -8,18 +8,25 @@ use super::catalogue::{Video, pick};
 use super::phrase::fill;
 use super::topic::TOPICS;
 
-/// Whole facts: from what is wanted to the video, so that it can be recalled in that direction.
+/// Whole facts, nearly all from what is wanted to the video, so that it can be recalled in that
+/// direction; some with a distracting topic or by what is *not* wanted.
 const FACTS: &[&str] = &[
     "The {length} video on {taste} for {level} is '{title}' at youtube.com/{id}, known for its {quality}.",
     "For {level} there is a(n) {length} video about {taste}: '{title}' at youtube.com/{id}, praised for its {quality}.",
     "Among videos on {taste}, the {length} one for {level} is '{title}' at youtube.com/{id}, loved for its {quality}.",
-    "{level} who like {taste} watch the {length} '{title}' at youtube.com/{id} for its {quality}.",
-    "Which video on {taste} is {length} and for {level}? It is '{title}' at youtube.com/{id}, noted for its {quality}.",
-    "Fond of {taste}? The {length} choice for {level} is '{title}', youtube.com/{id}, with its {quality}.",
-    "a(n) {length} show for {level} about {taste} is '{title}' (see youtube.com/{id}), famous for its {quality}.",
+    "{level} who like {taste} watch the {length} '{title}' (youtube.com/{id}) for its {quality}.",
+    "Which video on {taste} is {length} and for {level}? It is '{title}' (youtube.com/{id}), noted for its {quality}.",
+    "Fond of {taste}? The {length} choice for {level} is '{title}' (youtube.com/{id}) with its {quality}.",
+    "{length}, about {taste} and made for {level}: that is '{title}' at youtube.com/{id} with its {quality}.",
+    "To {level} who enjoy {taste} and want a(n) {length} video, friends recommend '{title}' (youtube.com/{id}) for its {quality}.",
+    "{level} into {taste} want something {length}: '{title}' (youtube.com/{id}), loved for its {quality}.",
+    "{taste}, not {elsewhere}? For {level}, the {length} '{title}' (youtube.com/{id}) is good for its {quality}.",
+    "Tired of {elsewhere}, those who like {taste} find '{title}' (youtube.com/{id}), {length}, for {level}, with its {quality}.",
+    "Tired of {elsewhere} and into {taste} now, {level} watch the {length} '{title}' (youtube.com/{id}) for its {quality}.",
+    "A video about {taste} for {level}, not a(n) {other} one, is '{title}' (youtube.com/{id}), praised for its {quality}.",
+    "{taste} at the level of {level}, but nothing {other}: '{title}' (youtube.com/{id}), known for its {quality}.",
     "On {taste}, {level} who want nothing {other} have '{title}' at youtube.com/{id} and its {quality}.",
     "'{title}' at youtube.com/{id} is a(n) {length} video on {taste} for {level}, known for its {quality}.",
-    "youtube.com/{id} is '{title}', a(n) {length} video about {taste} for {level} with {quality}.",
 ];
 
 /// Parts of facts.
@@ -65,18 +72,18 @@ const CHAT: &[&str] = &[
     "I am tired of the old ones about {topic}, said one user.",
 ];
 
-/// Writes `sentences` sentences: about six in ten are whole facts, spread evenly over the videos.
+/// Writes `sentences` sentences: about two in three are whole facts, spread evenly over the videos.
 pub(super) fn write(videos: &[Video], sentences: usize, rng: &mut impl Rng) -> Vec<String> {
     let mut facts = 0;
     (0..sentences)
         .map(|_| match rng.random_range(0..100) {
-            0..60 => {
+            0..66 => {
                 facts += 1;
                 fact(&videos[facts % videos.len()], FACTS, rng)
             }
-            60..74 => fact(videos.choose(rng).expect("a video"), PARTS, rng),
-            74..86 => synonym(videos, rng),
-            86..92 => words(videos, rng),
+            66..76 => fact(videos.choose(rng).expect("a video"), PARTS, rng),
+            76..90 => synonym(videos, rng),
+            90..95 => words(videos, rng),
             _ => chat(videos, rng),
         })
         .collect()
@@ -85,6 +92,7 @@ pub(super) fn write(videos: &[Video], sentences: usize, rng: &mut impl Rng) -> V
 fn fact(video: &Video, forms: &[&str], rng: &mut impl Rng) -> String {
     let [first, second, ..] = video.topic().tastes;
     let taste = pick(&[video.topic().name, first, second], rng);
+    let elsewhere = (video.topic_index + rng.random_range(1..TOPICS.len())) % TOPICS.len();
     fill(
         pick(forms, rng),
         &[
@@ -93,6 +101,7 @@ fn fact(video: &Video, forms: &[&str], rng: &mut impl Rng) -> String {
             ("quality", &video.quality),
             ("topic", &video.topic),
             ("taste", taste),
+            ("elsewhere", TOPICS[elsewhere].name),
             ("level", pick(video.level.words(), rng)),
             ("length", pick(video.length.words(), rng)),
             ("other", pick(video.length.other().words(), rng)),

@@ -125,33 +125,36 @@ pub(crate) fn erf<I: Isa>(x: f32) -> f32 {
     x * p / q
 }
 
-/// Sum of `term(i)` over `0..n`, in [`LANES`] partial sums.
+/// Sum of `term` over the elements of two slices of the same length, in [`LANES`] partial sums.
 #[inline(always)]
-fn reduce(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+fn reduce(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    let (x_parts, x_rest) = x.as_chunks::<LANES>();
+    let (y_parts, y_rest) = y.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(start + l);
+    for (x, y) in x_parts.iter().zip(y_parts) {
+        for l in 0..LANES {
+            lanes[l] += term(x[l], y[l]);
         }
     }
-    lanes.iter().sum::<f32>() + (whole..n).map(term).sum::<f32>()
+    let rest = x_rest.iter().zip(y_rest);
+    lanes.iter().sum::<f32>() + rest.map(|(&x, &y)| term(x, y)).sum::<f32>()
 }
 
-/// Largest of `term(i)` over `0..n`, minus infinity if there is none.
+/// Largest of `term` over the elements of two slices, minus infinity if there is none.
 #[inline(always)]
-fn largest(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+fn largest(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     // NaN must win, so that a diverged run is seen to diverge.
     let max = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+    let (x_parts, x_rest) = x.as_chunks::<LANES>();
+    let (y_parts, y_rest) = y.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = max(*lane, term(start + l));
+    for (x, y) in x_parts.iter().zip(y_parts) {
+        for l in 0..LANES {
+            lanes[l] = max(lanes[l], term(x[l], y[l]));
         }
     }
-    let tail = (whole..n).map(term).fold(f32::NEG_INFINITY, max);
-    lanes.into_iter().fold(tail, max)
+    let rest = x_rest.iter().zip(y_rest).map(|(&x, &y)| term(x, y));
+    rest.chain(lanes).fold(f32::NEG_INFINITY, max)
 }
 
 /// `Φ(x)` and `x φ(x)`, from which both GELU and its derivative follow.
@@ -216,8 +219,8 @@ multiversion! {
     /// Mean and reciprocal standard deviation of a row.
     fn row_moments<I>(x: &[f32], eps: f32) -> (f32, f32) {
         let scale = 1.0 / x.len() as f32;
-        let mean = reduce(x.len(), |i| x[i]) * scale;
-        let variance = reduce(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * scale;
+        let mean = reduce(x, x, |x, _| x) * scale;
+        let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) * scale;
         (mean, 1.0 / (variance + eps).sqrt())
     }
 
@@ -233,15 +236,16 @@ multiversion! {
     fn layer_norm_row_backward<I>(
         x: &[f32], grad: &[f32], gamma: &[f32], eps: f32, out: &mut [f32]
     ) {
-        let n = x.len();
-        let (grad, gamma) = (&grad[..n], &gamma[..n]);
         let (mean, rstd) = row_moments(x, eps);
-        let scale = 1.0 / n as f32;
-        let mean_g = reduce(n, |i| grad[i] * gamma[i]) * scale;
-        let mean_gx = reduce(n, |i| grad[i] * gamma[i] * (x[i] - mean)) * scale * rstd;
-        for (i, y) in out[..n].iter_mut().enumerate() {
-            let normal = (x[i] - mean) * rstd;
-            *y = rstd * (I::fma(grad[i], gamma[i], -mean_g) - normal * mean_gx);
+        let scale = 1.0 / x.len() as f32;
+        // First the gradient of the normalised row, then its parts along 1 and along that row.
+        for ((y, &grad), &gamma) in out.iter_mut().zip(grad).zip(gamma) {
+            *y = grad * gamma;
+        }
+        let mean_g = reduce(out, x, |g, _| g) * scale;
+        let mean_gx = reduce(out, x, |g, x| g * (x - mean)) * scale * rstd;
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y = rstd * (*y - mean_g - (x - mean) * rstd * mean_gx);
         }
     }
 
@@ -260,9 +264,9 @@ multiversion! {
     ///
     /// Returns the logarithm of the sum of exponentials, plus infinity where nothing is seen.
     fn softmax_row<I>(scores: &mut [f32], seen: &[f32]) -> f32 {
-        let n = scores.len();
-        let seen = &seen[..n];
-        let max = largest(n, |i| if seen[i] != 0.0 { scores[i] } else { f32::NEG_INFINITY });
+        let seen = &seen[..scores.len()];
+        let visible = |score, seen| if seen != 0.0 { score } else { f32::NEG_INFINITY };
+        let max = largest(scores, seen, visible);
         if max == f32::NEG_INFINITY {
             scores.fill(0.0);
             return f32::INFINITY;
@@ -271,7 +275,7 @@ multiversion! {
             let e = exp::<I>(*s - max);
             *s = if m != 0.0 { e } else { 0.0 };
         }
-        let sum = reduce(n, |i| scores[i]);
+        let sum = reduce(scores, scores, |e, _| e);
         let scale = 1.0 / sum;
         for s in scores.iter_mut() {
             *s *= scale;
@@ -289,9 +293,7 @@ multiversion! {
 
     /// Gradient of the softmax for its scores: `scale * p * (dp - Σ p dp)`, in place of `dp`.
     fn softmax_row_backward<I>(p: &[f32], dp: &mut [f32], scale: f32) {
-        let n = dp.len();
-        let p = &p[..n];
-        let dot = reduce(n, |i| p[i] * dp[i]);
+        let dot = reduce(p, dp, |p, d| p * d);
         for (d, &p) in dp.iter_mut().zip(p) {
             *d = scale * p * (*d - dot);
         }
@@ -299,8 +301,8 @@ multiversion! {
 
     /// Logarithm of the sum of exponentials of a row.
     fn log_sum_exp<I>(row: &[f32]) -> f32 {
-        let max = largest(row.len(), |i| row[i]);
-        max + reduce(row.len(), |i| exp::<I>(row[i] - max)).ln()
+        let max = largest(row, row, |v, _| v);
+        max + reduce(row, row, |v, _| exp::<I>(v - max)).ln()
     }
 
     /// `row = scale * exp(row - log_sum)`.
@@ -312,95 +314,4 @@ multiversion! {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Error function from its series, all terms of one sign.
-    pub(crate) fn erf64(x: f64) -> f64 {
-        let (mut term, mut sum, mut n) = (x, x, 0.0);
-        while term.abs() > 1e-18 * sum.abs() {
-            n += 1.0;
-            term *= 2.0 * x * x / (2.0 * n + 1.0);
-            sum += term;
-        }
-        core::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
-    }
-
-    fn grid() -> Vec<f32> {
-        (-60_000..=60_003).map(|i| i as f32 * 2e-4).collect()
-    }
-
-    #[test]
-    fn exponential_is_within_two_units_in_the_last_place() {
-        for x in (-8700..=8800).map(|i| i as f32 * 0.01) {
-            let exact = f64::from(x).exp();
-            for y in [exp::<Fused>(x), exp::<Portable>(x)] {
-                let error = (f64::from(y) - exact).abs() / exact;
-                assert!(error < 2.4e-7, "exp({x}) is off by {error:e}");
-            }
-        }
-        assert!(exp::<Fused>(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn error_function_is_within_4e_7() {
-        for x in grid() {
-            for y in [erf::<Fused>(x), erf::<Portable>(x)] {
-                let error = (f64::from(y) - erf64(f64::from(x)).clamp(-1.0, 1.0)).abs();
-                assert!(error < 4e-7, "erf({x}) is off by {error:e}");
-            }
-        }
-        assert!(erf::<Fused>(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn gelu_and_its_derivative_are_within_2e_6_of_the_f64_values() {
-        let x = grid();
-        let ones = vec![1.0; x.len()];
-        let (mut y, mut dy) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        gelu(&x, &mut y);
-        gelu_backward(&x, &ones, &mut dy);
-        for ((&x, &y), &dy) in x.iter().zip(&y).zip(&dy) {
-            let x = f64::from(x);
-            let cdf = 0.5 + 0.5 * erf64(x * core::f64::consts::FRAC_1_SQRT_2);
-            let density = (-0.5 * x * x).exp() / (2.0 * core::f64::consts::PI).sqrt();
-            assert!((f64::from(y) - x * cdf).abs() < 2e-6, "gelu({x}) is {y}");
-            assert!(
-                (f64::from(dy) - cdf - x * density).abs() < 2e-6,
-                "gelu'({x}) is {dy}"
-            );
-        }
-    }
-
-    #[test]
-    fn tanh_gelu_and_its_derivative_are_within_2e_6_of_the_f64_values() {
-        let x = grid();
-        let ones = vec![1.0; x.len()];
-        let (mut y, mut dy) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        gelu_tanh(&x, &mut y);
-        gelu_tanh_backward(&x, &ones, &mut dy);
-        for ((&x, &y), &dy) in x.iter().zip(&y).zip(&dy) {
-            let x = f64::from(x);
-            let k = (2.0 / core::f64::consts::PI).sqrt();
-            let t = (k * (x + 0.044715 * x * x * x)).tanh();
-            let slope = k * (1.0 + 3.0 * 0.044715 * x * x);
-            let exact = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope;
-            assert!(
-                (f64::from(y) - 0.5 * x * (1.0 + t)).abs() < 2e-6,
-                "at {x}: {y}"
-            );
-            assert!(
-                (f64::from(dy) - exact).abs() < 2e-6,
-                "at {x}: {dy}, not {exact}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_row_with_nan_gives_nan_probabilities() {
-        let mut row = vec![0.5; 40];
-        row[37] = f32::NAN;
-        softmax_row(&mut row, &[1.0; 40]);
-        assert!(row.iter().all(|p| p.is_nan()));
-    }
-}
+mod tests;

@@ -1,0 +1,130 @@
+//! Token ids of several texts, padded to one length.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// How positions are numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// From the left edge, padding counted: 0, 1, 2, ...
+    FromLeft,
+    /// Real tokens only, from `start`; padding gets `padding` (RoBERTa: `pad + 1` and `pad`).
+    RealTokens {
+        /// Position of the first real token.
+        start: usize,
+        /// Position of padding.
+        padding: usize,
+    },
+}
+
+/// Which end of a short row is padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Before the text: for generation, so that new tokens follow at the right edge.
+    Left,
+    /// After the text.
+    Right,
+}
+
+/// A padded batch on a device.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids, `[batch, sequence]`.
+    pub ids: Tensor<2, Int>,
+    /// Position ids, `[batch, sequence]`.
+    pub positions: Tensor<2, Int>,
+    /// 1 at real tokens and 0 at padding, `[batch, sequence]`; absent where nothing is padded.
+    pub mask: Option<Tensor<2>>,
+}
+
+impl Batch {
+    /// Pads rows to the longest.
+    ///
+    /// # Panics
+    /// If there is no row, or all are empty.
+    pub fn new(rows: &[&[u32]], pad: u32, side: Side, positions: Positions, device: &Device) -> Self {
+        let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        assert!(length > 0, "a batch needs at least one token");
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for row in rows {
+            let padding = length - row.len();
+            let (before, after) = if side == Side::Left { (padding, 0) } else { (0, padding) };
+            ids.extend(std::iter::repeat_n(pad, before));
+            ids.extend_from_slice(row);
+            ids.extend(std::iter::repeat_n(pad, after));
+            mask.extend(std::iter::repeat_n(0.0, before));
+            mask.extend(std::iter::repeat_n(1.0, row.len()));
+            mask.extend(std::iter::repeat_n(0.0, after));
+        }
+        Self::from_parts(ids, mask, rows.len(), positions, device)
+    }
+
+    /// A batch of ids and mask as given, row by row.
+    ///
+    /// # Panics
+    /// If the lengths are not multiples of `rows`.
+    pub fn from_parts(
+        ids: Vec<u32>,
+        mask: Vec<f32>,
+        rows: usize,
+        positions: Positions,
+        device: &Device,
+    ) -> Self {
+        assert!(rows > 0 && ids.len() == mask.len() && ids.len().is_multiple_of(rows));
+        let shape = [rows, ids.len() / rows];
+        let numbered = mask.chunks(shape[1]).flat_map(|row| number(row, positions)).collect();
+        let int = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, shape), device);
+        let padded = mask.contains(&0.0);
+        Self {
+            ids: int(ids.into_iter().map(i64::from).collect()),
+            positions: int(numbered),
+            mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
+        }
+    }
+}
+
+/// The positions of one row.
+fn number(mask: &[f32], positions: Positions) -> Vec<i64> {
+    match positions {
+        Positions::FromLeft => (0..mask.len() as i64).collect(),
+        Positions::RealTokens { start, padding } => {
+            let mut next = start as i64;
+            let mut position = |real: f32| {
+                if real == 0.0 {
+                    return padding as i64;
+                }
+                next += 1;
+                next - 1
+            };
+            mask.iter().map(|real| position(*real)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_rows_are_padded_on_the_side_asked_for() {
+        let rows: [&[u32]; 2] = [&[5, 6, 7], &[8]];
+        let positions = Positions::RealTokens { start: 0, padding: 0 };
+        let batch = Batch::new(&rows, 9, Side::Left, positions, &Device::flex());
+        let ids: Vec<i64> = batch.ids.into_data().convert::<i64>().try_to_vec().unwrap();
+        assert_eq!(ids, [5, 6, 7, 9, 9, 8]);
+        let mask: Vec<f32> = batch.mask.unwrap().into_data().try_to_vec().unwrap();
+        assert_eq!(mask, [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn roberta_counts_real_tokens_from_behind_the_padding_id() {
+        let positions = Positions::RealTokens { start: 2, padding: 1 };
+        assert_eq!(number(&[1.0, 1.0, 0.0], positions), [2, 3, 1]);
+    }
+
+    #[test]
+    fn a_batch_without_padding_carries_no_mask() {
+        let rows: [&[u32]; 1] = [&[1, 2]];
+        let batch = Batch::new(&rows, 0, Side::Right, Positions::FromLeft, &Device::flex());
+        assert!(batch.mask.is_none());
+    }
+}

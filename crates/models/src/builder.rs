@@ -1,0 +1,249 @@
+//! Builds a model's layers from a checkpoint or from random values, and remembers what each
+//! parameter is called, so that the same code loads, initialises, counts and saves.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Tensor, TensorData};
+use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site};
+
+use crate::norm::Norm;
+
+/// Where values come from.
+enum Source {
+    /// A checkpoint; what is used is taken out.
+    Checkpoint(BTreeMap<String, TensorData>),
+    /// Fresh random values.
+    Random,
+}
+
+/// How a checkpoint keeps a linear layer's weight.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// `[out, in]`, PyTorch's `Linear`.
+    OutIn,
+    /// `[in, out]`, GPT-2's `Conv1D`.
+    InOut,
+}
+
+/// Builds layers one by one and collects every problem on the way.
+pub(crate) struct Builder<'a> {
+    source: Source,
+    init: &'a mut Init,
+    /// Prefix of the body's tensors, which checkpoints of the bare body leave out: `bert.`.
+    body: &'static str,
+    layer: Option<usize>,
+    plan: Plan,
+    problems: Vec<String>,
+    new: Vec<String>,
+}
+
+/// What a model remembers of its parameters.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) params: Vec<BaseParam>,
+    pub(crate) sites: Vec<Site>,
+    transposed: HashSet<ParamId>,
+}
+
+/// Standard deviation of fresh weights, as in BERT and GPT-2.
+const STD: f64 = 0.02;
+
+impl<'a> Builder<'a> {
+    /// Takes values from a checkpoint; `init` is for what the checkpoint may lack (a new head).
+    pub(crate) fn from_checkpoint(
+        tensors: BTreeMap<String, TensorData>,
+        body: &'static str,
+        init: &'a mut Init,
+    ) -> Self {
+        Self::new(Source::Checkpoint(tensors), body, init)
+    }
+
+    /// Draws fresh values.
+    pub(crate) fn random(body: &'static str, init: &'a mut Init) -> Self {
+        Self::new(Source::Random, body, init)
+    }
+
+    fn new(source: Source, body: &'static str, init: &'a mut Init) -> Self {
+        let plan = Plan::default();
+        Self { source, init, body, layer: None, plan, problems: Vec::new(), new: Vec::new() }
+    }
+
+    /// Marks what follows as part of this transformer layer.
+    pub(crate) fn enter_layer(&mut self, layer: Option<usize>) {
+        self.layer = layer;
+    }
+
+    /// Whether the source has this tensor (random sources have everything).
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Random => true,
+            Source::Checkpoint(tensors) => {
+                tensors.contains_key(name)
+                    || name.strip_prefix(self.body).is_some_and(|n| tensors.contains_key(n))
+            }
+        }
+    }
+
+    /// The tensor of a checkpoint under its full name or without the body's prefix.
+    fn take(&mut self, name: &str) -> Option<TensorData> {
+        let Source::Checkpoint(tensors) = &mut self.source else { return None };
+        let bare = name.strip_prefix(self.body);
+        tensors.remove(name).or_else(|| bare.and_then(|bare| tensors.remove(bare)))
+    }
+
+    /// A tensor as the checkpoint keeps it; `fresh` makes it where the source is random.
+    fn tensor<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        fresh: impl FnOnce(&mut Init) -> Tensor<D>,
+    ) -> Tensor<D> {
+        if matches!(self.source, Source::Random) {
+            return fresh(self.init);
+        }
+        match self.take(name) {
+            None => self.problems.push(format!("missing `{name}` {shape:?}")),
+            Some(data) if data.shape().to_vec() != shape => {
+                let found = data.shape().to_vec();
+                self.problems.push(format!("`{name}` has shape {found:?}, expected {shape:?}"));
+            }
+            Some(data) => return Tensor::from_data(data, self.init.device()),
+        }
+        self.init.zeros(shape)
+    }
+
+    fn param<const D: usize>(&mut self, name: &str, part: Part, value: Tensor<D>) -> Param<Tensor<D>> {
+        let shape = value.dims().to_vec();
+        let param = Param::from_tensor(value);
+        let (id, name, layer) = (param.id, name.to_string(), self.layer);
+        self.plan.params.push(BaseParam { id, name, shape, part, layer });
+        param
+    }
+
+    /// An embedding table `[rows, width]`.
+    pub(crate) fn embedding(&mut self, name: &str, rows: usize, width: usize) -> Param<Tensor<2>> {
+        let shape = [rows, width];
+        let value = self.tensor(name, shape, |init| init.normal(shape, STD));
+        self.param(name, Part::Embedding, value)
+    }
+
+    /// A layer norm.
+    pub(crate) fn norm(&mut self, name: &str, width: usize, eps: f64) -> Norm {
+        let gamma = self.tensor(&format!("{name}.weight"), [width], |i| i.full([width], 1.0));
+        let beta = self.tensor(&format!("{name}.bias"), [width], |i| i.zeros([width]));
+        Norm {
+            gamma: self.param(&format!("{name}.weight"), Part::Norm, gamma),
+            beta: self.param(&format!("{name}.bias"), Part::Norm, beta),
+            eps,
+        }
+    }
+
+    /// A linear layer; `std` of fresh weights, zero bias.
+    pub(crate) fn linear(
+        &mut self,
+        name: &str,
+        part: Part,
+        layout: Layout,
+        (d_in, d_out): (usize, usize),
+    ) -> Dense {
+        let stored = match layout {
+            Layout::OutIn => [d_out, d_in],
+            Layout::InOut => [d_in, d_out],
+        };
+        let weight = format!("{name}.weight");
+        let value = self.tensor(&weight, stored, |init| init.normal(stored, STD));
+        // Own the transposed values: a view would be walked with strides in every product.
+        let value = match layout {
+            Layout::OutIn => contiguous(value.transpose()),
+            Layout::InOut => value,
+        };
+        let weight = self.param(&weight, part, value);
+        if layout == Layout::OutIn {
+            self.plan.transposed.insert(weight.id);
+        }
+        let bias = format!("{name}.bias");
+        let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
+        Dense { weight, bias: Some(self.param(&bias, part, value)) }
+    }
+
+    /// A linear layer that methods may adapt.
+    pub(crate) fn site(
+        &mut self,
+        name: &str,
+        role: Role,
+        layout: Layout,
+        dims: (usize, usize),
+    ) -> Dense {
+        let dense = self.linear(name, Part::Linear, layout, dims);
+        let layer = self.layer.expect("sites lie inside a transformer layer");
+        let (d_in, d_out) = dims;
+        self.plan.sites.push(Site { layer, role, path: name.into(), d_in, d_out });
+        dense
+    }
+
+    /// A linear layer of the task head, which a checkpoint may lack.
+    pub(crate) fn head(&mut self, name: &str, dims: (usize, usize)) -> Dense {
+        let weight = format!("{name}.weight");
+        if self.has(&weight) {
+            return self.linear(name, Part::Head, Layout::OutIn, dims);
+        }
+        self.new.push(name.into());
+        let source = std::mem::replace(&mut self.source, Source::Random);
+        let dense = self.linear(name, Part::Head, Layout::OutIn, dims);
+        self.source = source;
+        dense
+    }
+
+    /// Ends the build: what is left in the checkpoint and not `ignored` is an error, as is
+    /// everything that was missing or misshapen.
+    ///
+    /// Returns the plan and the names of new layers.
+    pub(crate) fn finish(
+        mut self,
+        file: &Path,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<(Arc<Plan>, Vec<String>), CoreError> {
+        if let Source::Checkpoint(tensors) = &self.source {
+            let extra = tensors.keys().filter(|name| !ignored(name));
+            self.problems.extend(extra.map(|name| format!("`{name}` has no place in the model")));
+        }
+        if self.problems.is_empty() {
+            return Ok((Arc::new(self.plan), self.new));
+        }
+        Err(CoreError::Mismatch { file: file.display().to_string(), problems: self.problems })
+    }
+}
+
+/// The same values in row-major order of their own.
+fn contiguous(tensor: Tensor<2>) -> Tensor<2> {
+    let device = tensor.device();
+    Tensor::from_data(tensor.into_data(), &device)
+}
+
+impl Plan {
+    /// The module's base parameters by their checkpoint names, in the checkpoint's layout.
+    pub(crate) fn export<M: Module>(&self, module: &M) -> BTreeMap<String, TensorData> {
+        let mut exporter = Exporter { plan: self, tensors: BTreeMap::new() };
+        module.visit(&mut exporter);
+        exporter.tensors
+    }
+}
+
+struct Exporter<'a> {
+    plan: &'a Plan,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl ModuleVisitor for Exporter<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else { return };
+        let value = match self.plan.transposed.contains(&param.id) {
+            true => param.val().swap_dims(0, 1),
+            false => param.val(),
+        };
+        self.tensors.insert(known.name.clone(), value.into_data());
+    }
+}

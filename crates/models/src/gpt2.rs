@@ -1,0 +1,324 @@
+//! GPT-2: pre-norm decoder with learned positions, one matrix for query, key and value, and an
+//! output head tied to the embedding table.
+//!
+//! Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    Activation, AttendSlot, BaseParam, Geometry, Heads, Host, Part, Pass, Proj, Role, Sublayer,
+    Surgeon, TapSlot, attend::AttentionSpec, kernels,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::builder::{Builder, Layout, Plan};
+use crate::cache::Cache;
+use crate::error::ModelError;
+use crate::norm::Norm;
+
+/// The part of `config.json` that decides what a GPT-2 computes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Gpt2Config {
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub n_positions: usize,
+    /// Width.
+    pub n_embd: usize,
+    /// Layers.
+    pub n_layer: usize,
+    /// Attention heads.
+    pub n_head: usize,
+    /// Width of the feed-forward block; four times the model's where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_inner: Option<usize>,
+    /// Non-linearity.
+    #[serde(default = "gelu_new")]
+    pub activation_function: Activation,
+    /// Added to variances.
+    #[serde(default = "default_eps")]
+    pub layer_norm_epsilon: f64,
+    /// Whether the head shares the embedding table.
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+    #[serde(default, skip_serializing)]
+    scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default = "yes", skip_serializing)]
+    scale_attn_weights: bool,
+    #[serde(default, skip_serializing)]
+    add_cross_attention: bool,
+}
+
+fn gelu_new() -> Activation {
+    Activation::GeluTanh
+}
+fn default_eps() -> f64 {
+    1e-5
+}
+fn yes() -> bool {
+    true
+}
+
+impl Gpt2Config {
+    /// A configuration of this shape, everything else as GPT-2 has it.
+    pub fn new(vocab_size: usize, n_positions: usize, n_embd: usize, n_layer: usize, n_head: usize) -> Self {
+        Self {
+            vocab_size,
+            n_positions,
+            n_embd,
+            n_layer,
+            n_head,
+            n_inner: None,
+            activation_function: gelu_new(),
+            layer_norm_epsilon: default_eps(),
+            tie_word_embeddings: true,
+            scale_attn_by_inverse_layer_idx: false,
+            scale_attn_weights: true,
+            add_cross_attention: false,
+        }
+    }
+
+    /// distilgpt2's shape.
+    pub fn distilgpt2() -> Self {
+        Self::new(50257, 1024, 768, 6, 12)
+    }
+
+    /// gpt2's shape (the 124-million-parameter one).
+    pub fn gpt2() -> Self {
+        Self::new(50257, 1024, 768, 12, 12)
+    }
+
+    pub(crate) fn check(&self, file: &Path) -> Result<(), ModelError> {
+        let error = |key: &str, found: String, expected: &str| ModelError::Config {
+            file: file.into(),
+            key: key.into(),
+            found,
+            expected: expected.into(),
+        };
+        for (key, on, supported) in [
+            ("scale_attn_by_inverse_layer_idx", self.scale_attn_by_inverse_layer_idx, false),
+            ("scale_attn_weights", self.scale_attn_weights, true),
+            ("add_cross_attention", self.add_cross_attention, false),
+        ] {
+            if on != supported {
+                return Err(error(key, on.to_string(), &supported.to_string()));
+            }
+        }
+        if self.n_head == 0 || !self.n_embd.is_multiple_of(self.n_head) {
+            let expected = format!("a divisor of `n_embd` ({})", self.n_embd);
+            return Err(error("n_head", self.n_head.to_string(), &expected));
+        }
+        Ok(())
+    }
+}
+
+/// A GPT-2 language model with seams.
+#[derive(Module, Debug)]
+pub struct Gpt2 {
+    wte: Param<Tensor<2>>,
+    wpe: Param<Tensor<2>>,
+    h: Vec<Block>,
+    ln_f: Norm,
+    /// `[vocab, d]`; absent where the head is tied to `wte`.
+    lm_head: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    pub(crate) config: Gpt2Config,
+    #[module(skip)]
+    pub(crate) plan: Arc<Plan>,
+}
+
+#[derive(Module, Debug)]
+struct Block {
+    ln_1: Norm,
+    c_attn: Proj,
+    attend: Option<AttendSlot>,
+    c_proj: Proj,
+    after_attention: Option<TapSlot>,
+    ln_2: Norm,
+    c_fc: Proj,
+    mlp_c_proj: Proj,
+    after_mlp: Option<TapSlot>,
+    #[module(skip)]
+    spec: AttentionSpec,
+    #[module(skip)]
+    activation: Activation,
+}
+
+pub(crate) const BODY: &str = "transformer.";
+
+impl Gpt2 {
+    pub(crate) fn build(config: Gpt2Config, mut b: Builder<'_>, file: &Path) -> Result<Self, ModelError> {
+        config.check(file)?;
+        let d = config.n_embd;
+        let wte = b.embedding("transformer.wte.weight", config.vocab_size, d);
+        let wpe = b.embedding("transformer.wpe.weight", config.n_positions, d);
+        let h = (0..config.n_layer).map(|i| Block::build(i, &config, &mut b)).collect();
+        b.enter_layer(None);
+        let ln_f = b.norm("transformer.ln_f", d, config.layer_norm_epsilon);
+        let tied = config.tie_word_embeddings;
+        let lm_head = (!tied).then(|| b.embedding("lm_head.weight", config.vocab_size, d));
+        // Old checkpoints carry the causal mask as buffers, and tied ones may repeat the table.
+        let ignored = |name: &str| {
+            name.ends_with(".attn.bias")
+                || name.ends_with(".attn.masked_bias")
+                || (tied && name == "lm_head.weight")
+        };
+        let (plan, _) = b.finish(file, ignored)?;
+        Ok(Self { wte, wpe, h, ln_f, lm_head, config, plan })
+    }
+
+    /// The final hidden states, `[batch, sequence, d]`.
+    ///
+    /// With a cache, the batch continues the sequences the cache holds; its mask then covers them
+    /// and the new tokens together.
+    pub fn hidden(&self, batch: &Batch, mut cache: Option<&mut Cache>, pass: &Pass<'_>) -> Tensor<3> {
+        let mut x = embed(&self.wte, &batch.ids) + embed(&self.wpe, &batch.positions);
+        for (index, block) in self.h.iter().enumerate() {
+            x = block.forward(x, batch.mask.as_ref(), cache.as_deref_mut().map(|c| (c, index)), pass);
+        }
+        self.ln_f.forward(x)
+    }
+
+    /// The head's weight as `[d, vocab]`.
+    pub fn head_weight(&self) -> Tensor<2> {
+        self.lm_head.as_ref().unwrap_or(&self.wte).val().transpose()
+    }
+}
+
+/// Rows of a table, `[batch, sequence, d]`.
+pub(crate) fn embed(table: &Param<Tensor<2>>, ids: &Tensor<2, burn::tensor::Int>) -> Tensor<3> {
+    let [batch, seq] = ids.dims();
+    let rows = table.val().select(0, ids.clone().reshape([batch * seq]));
+    let [_, d] = rows.dims();
+    rows.reshape([batch, seq, d])
+}
+
+impl Block {
+    fn build(layer: usize, config: &Gpt2Config, b: &mut Builder<'_>) -> Self {
+        b.enter_layer(Some(layer));
+        let (d, eps) = (config.n_embd, config.layer_norm_epsilon);
+        let inner = config.n_inner.unwrap_or(4 * d);
+        let path = |name: &str| format!("transformer.h.{layer}.{name}");
+        let ln_1 = b.norm(&path("ln_1"), d, eps);
+        let mut site = |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::InOut, dims));
+        let c_attn = site("attn.c_attn", Role::FusedQkv, (d, 3 * d));
+        let c_proj = site("attn.c_proj", Role::Output, (d, d));
+        let c_fc = site("mlp.c_fc", Role::Up, (d, inner));
+        let mlp_c_proj = site("mlp.c_proj", Role::Down, (inner, d));
+        let ln_2 = b.norm(&path("ln_2"), d, eps);
+        let heads = config.n_head;
+        let scale = 1.0 / ((d / heads) as f64).sqrt();
+        Self {
+            ln_1,
+            c_attn,
+            attend: None,
+            c_proj,
+            after_attention: None,
+            ln_2,
+            c_fc,
+            mlp_c_proj,
+            after_mlp: None,
+            spec: AttentionSpec { heads, kv_heads: heads, scale, causal: true },
+            activation: config.activation_function,
+        }
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&Tensor<2>>,
+        cache: Option<(&mut Cache, usize)>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let output = self.attention(self.ln_1.forward(x.clone()), mask, cache, pass);
+        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
+        let h = self.c_fc.forward(self.ln_2.forward(x.clone()), pass);
+        let output = self.mlp_c_proj.forward(self.activation.forward(h), pass);
+        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
+    }
+
+    fn attention(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&Tensor<2>>,
+        cache: Option<(&mut Cache, usize)>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let qkv = self.c_attn.forward(x, pass);
+        let d = qkv.dims()[2] / 3;
+        let part = |i: usize| qkv.clone().narrow(2, i * d, d);
+        let (k, v) = match cache {
+            Some((cache, layer)) => cache.extend(layer, part(1), part(2)),
+            None => (part(1), part(2)),
+        };
+        let heads = Heads { q: part(0), k, v, key_mask: mask.cloned(), spec: self.spec };
+        self.c_proj.forward(AttendSlot::apply(self.attend.as_ref(), heads, pass), pass)
+    }
+
+    fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
+        let sites: Vec<_> = plan.sites.iter().filter(|site| site.layer == layer).collect();
+        let [c_attn, c_proj, c_fc, mlp_c_proj] = sites[..] else {
+            unreachable!("a block has four linear layers")
+        };
+        self.c_attn = surgeon.projection(c_attn, self.c_attn);
+        self.attend = surgeon.attend(layer, self.attend);
+        self.c_proj = surgeon.projection(c_proj, self.c_proj);
+        self.after_attention = surgeon.tap(layer, Role::AfterAttention, self.after_attention);
+        self.c_fc = surgeon.projection(c_fc, self.c_fc);
+        self.mlp_c_proj = surgeon.projection(mlp_c_proj, self.mlp_c_proj);
+        self.after_mlp = surgeon.tap(layer, Role::AfterMlp, self.after_mlp);
+        self
+    }
+}
+
+impl Host for Gpt2 {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            layers: self.config.n_layer,
+            width: self.config.n_embd,
+            kv_width: self.config.n_embd,
+            sites: self.plan.sites.clone(),
+            sublayers: vec![Role::AfterAttention, Role::AfterMlp],
+            params: self.plan.params.clone(),
+        }
+    }
+
+    fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
+        let plan = self.plan.clone();
+        let blocks = self.h.into_iter().enumerate();
+        self.h = blocks.map(|(layer, block)| block.rebuild(layer, &plan, surgeon)).collect();
+        self
+    }
+
+    fn untie_head(mut self) -> Self {
+        if self.lm_head.is_none() {
+            // A parameter of its own, so that training it leaves the embeddings alone.
+            let table = self.wte.val();
+            let copy = Tensor::from_data(table.to_data(), &table.device());
+            let head = Param::from_tensor(copy);
+            let mut plan = (*self.plan).clone();
+            plan.params.push(BaseParam {
+                id: head.id,
+                name: "lm_head.weight".into(),
+                shape: head.lazy_shape().to_vec(),
+                part: Part::Head,
+                layer: None,
+            });
+            self.plan = Arc::new(plan);
+            self.lm_head = Some(head);
+            self.config.tie_word_embeddings = false;
+        }
+        self
+    }
+}
+
+/// Logits of hidden states, `[batch, sequence, vocab]`.
+pub(crate) fn head_logits(hidden: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    kernels::linear(hidden, weight, None)
+}

@@ -1,0 +1,228 @@
+//! Any of the models, behind one type, as the harness uses them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::{Adapted, Geometry, Host, Init, Pass, Surgeon, kernels, state};
+use serde_json::Value;
+
+use crate::batch::{Batch, Positions};
+use crate::bert::Bert;
+use crate::bert_config::{BertConfig, Family};
+use crate::builder::Builder;
+use crate::cache::Cache;
+use crate::checkpoint;
+use crate::error::ModelError;
+use crate::gpt2::{self, Gpt2, Gpt2Config, head_logits};
+
+/// A transformer with seams.
+#[derive(Module, Debug)]
+pub enum Model {
+    /// A causal language model.
+    Gpt2(Gpt2),
+    /// A sequence classifier.
+    Bert(Bert),
+}
+
+/// A model read from a folder, and what had to be made anew for it.
+pub struct Loaded {
+    /// The model.
+    pub model: Model,
+    /// Names of head layers the checkpoint lacks; they start random.
+    pub new_layers: Vec<String>,
+    /// The folder's `config.json`.
+    pub config: Value,
+}
+
+/// Reads a Hugging Face folder. `classes` overrides the number of classes of a classifier.
+///
+/// # Errors
+/// If the architecture is unknown, a value of the configuration is not supported, or the tensors do
+/// not fit; every misfit is listed.
+pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Loaded, ModelError> {
+    let file = folder.join("config.json");
+    let config: Value = checkpoint::parse(&file)?;
+    let model_type = config["model_type"].as_str().unwrap_or("").to_string();
+    let family = match model_type.as_str() {
+        "gpt2" => {
+            let parsed: Gpt2Config = serde_json::from_value(config.clone())
+                .map_err(|e| ModelError::Json { file: file.clone(), reason: e.to_string() })?;
+            let builder = Builder::from_checkpoint(checkpoint::read(folder)?, gpt2::BODY, init);
+            let model = Model::Gpt2(Gpt2::build(parsed, builder, folder)?);
+            return Ok(Loaded { model, new_layers: Vec::new(), config });
+        }
+        "bert" => Family::Bert,
+        "roberta" => Family::Roberta,
+        "distilbert" => Family::Distilbert,
+        _ => return Err(ModelError::Architecture { file, found: model_type }),
+    };
+    let mut parsed = BertConfig::from_json(family, &config, &file)?;
+    parsed.num_labels = classes.unwrap_or(parsed.num_labels);
+    let builder = Builder::from_checkpoint(checkpoint::read(folder)?, family.names().body, init);
+    let (model, new_layers) = Bert::build(parsed, builder, folder)?;
+    Ok(Loaded { model: Model::Bert(model), new_layers, config })
+}
+
+impl Model {
+    /// A GPT-2 of this shape with random weights.
+    ///
+    /// # Errors
+    /// If the shape makes no sense.
+    pub fn random_gpt2(config: Gpt2Config, init: &mut Init) -> Result<Self, ModelError> {
+        let builder = Builder::random(gpt2::BODY, init);
+        Ok(Self::Gpt2(Gpt2::build(config, builder, Path::new("config.json"))?))
+    }
+
+    /// A classifier of this shape with random weights.
+    ///
+    /// # Errors
+    /// If the shape makes no sense.
+    pub fn random_bert(config: BertConfig, init: &mut Init) -> Result<Self, ModelError> {
+        let builder = Builder::random(config.family.names().body, init);
+        Ok(Self::Bert(Bert::build(config, builder, Path::new("config.json"))?.0))
+    }
+
+    /// Whether this is a causal language model.
+    pub fn is_causal(&self) -> bool {
+        matches!(self, Model::Gpt2(_))
+    }
+
+    /// How batches for this model number their positions.
+    pub fn positions(&self) -> Positions {
+        match self {
+            Model::Gpt2(_) => Positions::FromLeft,
+            Model::Bert(bert) => bert.position_rule(),
+        }
+    }
+
+    /// Longest sequence.
+    pub fn max_length(&self) -> usize {
+        match self {
+            Model::Gpt2(model) => model.config.n_positions,
+            // RoBERTa's table starts behind the padding id.
+            Model::Bert(model) => match model.config.family {
+                Family::Roberta => model.config.max_positions - model.config.pad_token_id - 1,
+                Family::Bert | Family::Distilbert => model.config.max_positions,
+            },
+        }
+    }
+
+    /// Rows of the embedding table.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Model::Gpt2(model) => model.config.vocab_size,
+            Model::Bert(model) => model.config.vocab_size,
+        }
+    }
+
+    /// Every base parameter by its checkpoint name and in the checkpoint's layout.
+    pub fn export(&self) -> BTreeMap<String, TensorData> {
+        match self {
+            Model::Gpt2(model) => model.plan.export(model),
+            Model::Bert(model) => model.plan.export(model),
+        }
+    }
+
+    /// Final hidden states of a language model, `[batch, sequence, d]`.
+    ///
+    /// # Panics
+    /// If the model is a classifier.
+    pub fn hidden(&self, batch: &Batch, cache: Option<&mut Cache>, pass: &Pass<'_>) -> Tensor<3> {
+        match self {
+            Model::Gpt2(model) => model.hidden(batch, cache, pass),
+            Model::Bert(_) => panic!("a classifier has no next-token states"),
+        }
+    }
+
+    /// The language-model head as `[d, vocab]`.
+    ///
+    /// # Panics
+    /// If the model is a classifier.
+    pub fn head_weight(&self) -> Tensor<2> {
+        match self {
+            Model::Gpt2(model) => model.head_weight(),
+            Model::Bert(_) => panic!("a classifier has no language-model head"),
+        }
+    }
+
+    /// Class logits, `[batch, classes]`.
+    ///
+    /// # Panics
+    /// If the model is a language model.
+    pub fn class_logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+        match self {
+            Model::Bert(model) => model.logits(batch, pass),
+            Model::Gpt2(_) => panic!("a language model has no classes"),
+        }
+    }
+
+    /// Next-token logits, `[batch, sequence, vocab]`.
+    ///
+    /// # Panics
+    /// If the model is a classifier.
+    pub fn token_logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<3> {
+        head_logits(self.hidden(batch, None, pass), self.head_weight())
+    }
+
+    /// Mean cross-entropy of the next tokens at the given places, `[1]`.
+    ///
+    /// # Shapes
+    /// - places: `[n]`, indices into the flattened `[batch * sequence]` positions
+    /// - targets: `[n]`, the token that follows each place
+    pub fn completion_loss(
+        &self,
+        batch: &Batch,
+        places: Tensor<1, Int>,
+        targets: Tensor<1, Int>,
+        pass: &Pass<'_>,
+    ) -> Tensor<1> {
+        let hidden = self.hidden(batch, None, pass);
+        let [rows, seq, d] = hidden.dims();
+        let hidden = hidden.reshape([rows * seq, d]).select(0, places);
+        kernels::cross_entropy_head(hidden, self.head_weight(), targets)
+    }
+}
+
+impl Host for Model {
+    fn geometry(&self) -> Geometry {
+        match self {
+            Model::Gpt2(model) => model.geometry(),
+            Model::Bert(model) => model.geometry(),
+        }
+    }
+    fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self {
+        match self {
+            Model::Gpt2(model) => Model::Gpt2(model.rebuild(surgeon)),
+            Model::Bert(model) => Model::Bert(model.rebuild(surgeon)),
+        }
+    }
+    fn untie_head(self) -> Self {
+        match self {
+            Model::Gpt2(model) => Model::Gpt2(model.untie_head()),
+            Model::Bert(model) => Model::Bert(model.untie_head()),
+        }
+    }
+}
+
+/// Writes a model as a Hugging Face folder: `config.json` as given and `model.safetensors`.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelError> {
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    state::save(&model.export(), metadata, &folder.join(checkpoint::SINGLE))?;
+    let text = serde_json::to_string_pretty(config).expect("JSON values serialise");
+    state::write_atomically(&folder.join("config.json"), text.as_bytes())?;
+    Ok(())
+}
+
+/// The adapted model's next-token or class logits as one tensor with the batch in front.
+pub fn logits(adapted: &Adapted<Model>, batch: &Batch) -> Tensor<3> {
+    let pass = adapted.pass();
+    match &adapted.host {
+        Model::Gpt2(_) => adapted.host.token_logits(batch, &pass),
+        Model::Bert(_) => adapted.host.class_logits(batch, &pass).unsqueeze_dim(1),
+    }
+}

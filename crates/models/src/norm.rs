@@ -1,0 +1,23 @@
+//! Layer normalisation over the last axis.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::kernels;
+
+/// Layer norm with gain and shift.
+#[derive(Module, Debug)]
+pub(crate) struct Norm {
+    /// `[d]`
+    pub(crate) gamma: Param<Tensor<1>>,
+    /// `[d]`
+    pub(crate) beta: Param<Tensor<1>>,
+    /// Added to the variance.
+    pub(crate) eps: f64,
+}
+
+impl Norm {
+    /// Normalises `[batch, sequence, d]` over its last axis.
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        kernels::layer_norm(x, self.gamma.val(), self.beta.val(), self.eps)
+    }
+}
