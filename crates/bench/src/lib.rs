@@ -1,1 +1,24 @@
+//! The experiment harness: one TOML file to trials, records and a report.
+//!
+//! `peft-bench` is a thin program around [`cli::run`]. A crate of your own can add methods to the
+//! [`Registry`](registry::Registry) and call the same entry point.
 
+pub mod adapter;
+pub mod batching;
+pub mod cli;
+pub mod data;
+pub mod environment;
+pub mod error;
+pub mod evaluate;
+pub mod execute;
+pub mod memory;
+pub mod pretrain;
+pub mod progress;
+pub mod registry;
+pub mod schedule;
+pub mod source;
+pub mod study;
+pub mod train;
+pub mod trainee;
+pub mod trial;
+pub mod verbs;

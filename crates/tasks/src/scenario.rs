@@ -67,9 +67,9 @@ pub struct ScenarioConfig {
 impl Default for ScenarioConfig {
     fn default() -> Self {
         Self {
-            topics: 16,
-            sentences: 15_000,
-            train: 800,
+            topics: 12,
+            sentences: 12_000,
+            train: 600,
             dev: 120,
             test: 240,
         }

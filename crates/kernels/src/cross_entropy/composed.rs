@@ -48,6 +48,11 @@ pub(super) fn loss_and_grads<B: Backend>(
     }
 }
 
+/// A gradient times the one element of `factor`.
+pub(super) fn scaled<B: Backend>(grad: FloatTensor<B>, factor: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_mul(grad, B::float_reshape(factor, Shape::new([1, 1])))
+}
+
 /// This part's share of the mean over `n` rows, and the gradient for its logits.
 fn part_loss<B: Backend>(
     logits: FloatTensor<B>,

@@ -5,7 +5,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, ExtensionType, Flex, NdArray, backend_extension};
-use burn::tensor::{Int, Shape, Tensor};
+use burn::tensor::{Int, Tensor};
 
 mod composed;
 mod fused;
@@ -108,7 +108,7 @@ pub(crate) trait CrossEntropyOps: Backend {
         grad: FloatTensor<Self>,
         factor: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::float_mul(grad, Self::float_reshape(factor, Shape::new([1, 1])))
+        composed::scaled::<Self>(grad, factor)
     }
 }
 
@@ -138,7 +138,7 @@ impl CrossEntropyOps for Flex {
         if crate::flex::all_f32(&[&grad, &factor]) {
             fused::scaled(grad, factor)
         } else {
-            Self::float_mul(grad, Self::float_reshape(factor, Shape::new([1, 1])))
+            composed::scaled::<Self>(grad, factor)
         }
     }
 }

@@ -1,0 +1,139 @@
+//! Batches of examples of similar length, so that little of the work is padding.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use models::{Batch, Model, Side};
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use crate::data::{Example, Target};
+
+/// Batches are drawn from chunks of this many batches, sorted by length within.
+const CHUNK: usize = 32;
+
+/// The examples of one epoch in batches: shuffled, sorted by length within chunks, and the batches
+/// shuffled again. The same seed gives the same batches.
+pub fn epoch(examples: &[Example], batch_size: usize, seed: u64) -> Vec<Vec<&Example>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut order: Vec<&Example> = examples.iter().collect();
+    order.shuffle(&mut rng);
+    for chunk in order.chunks_mut(batch_size * CHUNK) {
+        chunk.sort_by_key(|example| example.ids.len());
+    }
+    let mut batches: Vec<_> = order.chunks(batch_size).map(<[_]>::to_vec).collect();
+    batches.shuffle(&mut rng);
+    batches
+}
+
+/// Indices of examples in batches of similar length, longest first.
+pub fn by_length(examples: &[Example], batch_size: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(examples[*index].ids.len()));
+    order.chunks(batch_size).map(<[_]>::to_vec).collect()
+}
+
+/// A batch on a device, with what is to be learnt of it.
+#[derive(Clone, Debug)]
+pub struct TrainBatch {
+    /// Token ids.
+    pub batch: Batch,
+    /// What is to be learnt.
+    pub targets: Targets,
+    /// Tokens that are no padding.
+    pub tokens: usize,
+}
+
+/// What is to be learnt of a batch.
+#[derive(Clone, Debug)]
+pub enum Targets {
+    /// Next tokens.
+    Tokens {
+        /// Flat positions whose next token counts, `[n]`.
+        places: Tensor<1, Int>,
+        /// The tokens that follow them, `[n]`.
+        next: Tensor<1, Int>,
+        /// How many they are.
+        count: usize,
+    },
+    /// Classes, `[batch]`.
+    Classes(Tensor<1, Int>),
+}
+
+/// Puts examples on a device as a training batch.
+///
+/// # Panics
+/// If the examples mix completions and classes, or there is none.
+pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch {
+    let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let ints = |values: Vec<i64>| {
+        let count = values.len();
+        Tensor::from_data(TensorData::new(values, [count]), device)
+    };
+    let (mut places, mut next, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, example) in examples.iter().enumerate() {
+        match example.target {
+            Target::Class(class) => classes.push(class as i64),
+            Target::Completion(start) => {
+                for index in start.max(1)..example.ids.len() {
+                    places.push((row * length + index - 1) as i64);
+                    next.push(i64::from(example.ids[index]));
+                }
+            }
+        }
+    }
+    let targets = if classes.is_empty() {
+        let count = places.len();
+        Targets::Tokens { places: ints(places), next: ints(next), count }
+    } else {
+        assert_eq!(classes.len(), examples.len(), "a batch holds one kind of target");
+        Targets::Classes(ints(classes))
+    };
+    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device);
+    TrainBatch { batch, targets, tokens: rows.iter().map(|row| row.len()).sum() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn examples() -> Vec<Example> {
+        let example = |i: usize| Example {
+            ids: vec![1; 1 + (i * 7) % 23],
+            target: Target::Class(0),
+            input: i.to_string(),
+            expected: String::new(),
+        };
+        (0..100).map(example).collect()
+    }
+
+    #[test]
+    fn an_epoch_holds_every_example_once() {
+        let examples = examples();
+        let mut seen: Vec<_> = epoch(&examples, 8, 3).concat().iter().map(|e| &e.input).collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 100);
+    }
+
+    #[test]
+    fn the_seed_decides_the_order() {
+        let examples = examples();
+        let order = |seed| -> Vec<String> {
+            epoch(&examples, 8, seed).concat().iter().map(|e| e.input.clone()).collect()
+        };
+        assert_eq!(order(1), order(1));
+        assert_ne!(order(1), order(2));
+    }
+
+    #[test]
+    fn sorting_by_length_leaves_less_padding_than_random_batches() {
+        let examples = examples();
+        let padded = |batches: &[Vec<&Example>]| -> usize {
+            let longest = |b: &Vec<&Example>| b.iter().map(|e| e.ids.len()).max().unwrap();
+            batches.iter().map(|b| b.len() * longest(b)).sum()
+        };
+        let plain: Vec<&Example> = examples.iter().collect();
+        let plain: Vec<Vec<&Example>> = plain.chunks(8).map(<[_]>::to_vec).collect();
+        assert!(padded(&epoch(&examples, 8, 1)) < padded(&plain));
+    }
+}

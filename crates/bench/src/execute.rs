@@ -1,0 +1,237 @@
+//! Runs one trial: in this process, or in one of its own, whose peak memory is its own and whose
+//! death is a row of the report and not the end of the sweep.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use models::Model;
+use peft_core::{Adapted, Host, Init, adapt, state};
+use report::RecordStore;
+use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
+
+use crate::data::{self, Data};
+use crate::evaluate::Evaluator;
+use crate::progress::Progress;
+use crate::registry::Registry;
+use crate::source;
+use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
+use crate::trial::Trial;
+use crate::{adapter, environment, memory};
+
+/// Runs trials; a sweep does not care how.
+pub trait Executor {
+    /// Runs a trial to its record, however it ends.
+    ///
+    /// # Errors
+    /// If no record can be made or stored.
+    fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record>;
+}
+
+/// Runs each trial in a process of its own.
+pub struct Subprocess {
+    /// Threads of the process.
+    pub threads: Option<usize>,
+    /// Whether it shows progress.
+    pub quiet: bool,
+}
+
+impl Executor for Subprocess {
+    fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command.arg("run-trial").arg("--out").arg(store.folder()).stdin(Stdio::piped());
+        if let Some(threads) = self.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        if self.quiet {
+            command.arg("--quiet");
+        }
+        let mut child = command.spawn().context("cannot start a process for the trial")?;
+        serde_json::to_writer(child.stdin.take().context("the process has no input")?, trial)?;
+        let status = child.wait()?;
+        match store.find(&trial.hash)? {
+            Some(record) if status.success() => Ok(record),
+            _ => {
+                let record = died(trial, status)?;
+                store.append(&record)?;
+                Ok(record)
+            }
+        }
+    }
+}
+
+/// The record of a trial whose process ended without writing one.
+fn died(trial: &Trial, status: std::process::ExitStatus) -> Result<Record> {
+    use std::os::unix::process::ExitStatusExt;
+    // The kernel's out-of-memory killer sends signal 9; an allocation that fails aborts (6).
+    let status = match status.signal() {
+        Some(signal @ (6 | 9)) => {
+            Status::Oom { reason: format!("the process was killed by signal {signal}") }
+        }
+        _ => Status::Failed { reason: format!("the process ended early: {status}") },
+    };
+    empty_record(trial, &Registry::builtin(), status)
+}
+
+fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
+    Ok(Record {
+        schema: SCHEMA,
+        trial: trial.info(registry)?,
+        status,
+        environment: environment::describe(&trial.device),
+        data: Default::default(),
+        budget: Budget::default(),
+        time: TimeInfo::default(),
+        memory: MemoryInfo::default(),
+        curve: Vec::new(),
+        scores: Default::default(),
+        predictions: Vec::new(),
+        samples: Vec::new(),
+    })
+}
+
+/// Runs a trial in this process. `save` names a folder for the trained adapter.
+///
+/// # Errors
+/// If the trial's model, data or method cannot be used at all; what happens in training is part of
+/// the record.
+pub fn run(
+    trial: &Trial,
+    registry: &Registry,
+    save: Option<&Path>,
+    progress: &mut dyn Progress,
+) -> Result<Record> {
+    let started = Instant::now();
+    let device = peft_core::device(&trial.device)?;
+    let training = device.clone().autodiff();
+    seed_device(trial.seed, &training);
+    let folder = Path::new(&trial.model);
+    let (loaded, data) = data::prepare(&trial.task, folder, trial.seed, &training)?;
+    let tokenizer = source::tokenizer(folder, &loaded.model)?;
+    let evaluator = Evaluator {
+        task: &trial.task,
+        data: &data,
+        tokenizer: &tokenizer,
+        batch_size: trial.train.eval_batch_size,
+        device: device.clone(),
+    };
+    let method = trial.method(registry)?;
+    let predicted = memory::predict(
+        &loaded.model,
+        &*method,
+        &trial.storage,
+        trial.train.batch_size * longest(&data),
+    );
+    let before = sample_answers(&evaluator, &loaded.model, trial.samples);
+    let base = loaded.model.geometry();
+    let mut init = Init::new(trial.seed, &training);
+    let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
+
+    let mut record = empty_record(trial, registry, Status::Ok)?;
+    record.data = data.info.clone();
+    record.budget = budget(&model, base.base_parameters() - head(&model), head(&model));
+    let (_, trained) = trained_size(&model);
+    record.memory = MemoryInfo {
+        base: record.budget.base_bytes,
+        adapter: trained,
+        gradients: trained,
+        optimizer: 2 * trained,
+        ..predicted
+    };
+    match train(model, &trial.train, trial.seed, &training, &evaluator, progress) {
+        Ok(outcome) => finish(&mut record, outcome, &evaluator, before, trial, save)?,
+        Err(stopped) => record.status = status(stopped),
+    }
+    record.memory.measured_peak = memory::peak_rss();
+    record.time.total_s = started.elapsed().as_secs_f64();
+    Ok(record)
+}
+
+fn status(stopped: Stopped) -> Status {
+    let reason = stopped.to_string();
+    match stopped {
+        Stopped::Diverged { .. } => Status::Diverged { reason },
+        Stopped::Timeout { .. } => Status::Timeout { reason },
+        Stopped::Other(error) => Status::Failed { reason: format!("{error:#}") },
+    }
+}
+
+fn finish(
+    record: &mut Record,
+    outcome: Outcome,
+    evaluator: &Evaluator<'_>,
+    before: Vec<String>,
+    trial: &Trial,
+    save: Option<&Path>,
+) -> Result<()> {
+    let started = Instant::now();
+    if let Some(folder) = save {
+        adapter::save(&outcome.model, trial, &evaluator.data.labels, folder)?;
+    }
+    let splits = &evaluator.data.splits;
+    let dev = evaluator.full(&outcome.model, &splits.dev)?;
+    let test = evaluator.full(&outcome.model, &splits.test)?;
+    let after = match before.is_empty() {
+        true => Vec::new(),
+        false => evaluator.answers(&outcome.model.valid(), &splits.test[..before.len()]),
+    };
+    let samples = before.into_iter().zip(after).zip(&splits.test);
+    record.samples = samples
+        .map(|((before, after), example)| Sample {
+            prompt: example.input.clone(),
+            expected: example.expected.clone(),
+            before,
+            after,
+        })
+        .collect();
+    record.scores = [("dev".to_string(), dev.values), ("test".to_string(), test.values)].into();
+    record.predictions = test.predictions;
+    record.curve = outcome.curve;
+    record.time = TimeInfo { eval_s: started.elapsed().as_secs_f64(), ..outcome.time };
+    Ok(())
+}
+
+fn longest(data: &Data) -> usize {
+    data.splits.train.iter().map(|e| e.ids.len()).max().unwrap_or(0)
+}
+
+/// Answers of the untouched base to the first test prompts.
+fn sample_answers(evaluator: &Evaluator<'_>, model: &Model, count: usize) -> Vec<String> {
+    let test = &evaluator.data.splits.test;
+    let base = Adapted { host: model.valid(), shared: None };
+    if count == 0 || !model.is_causal() {
+        return Vec::new();
+    }
+    evaluator.answers(&base, &test[..count.min(test.len())])
+}
+
+/// Parameters of a classifier's head.
+fn head(model: &Adapted<Model>) -> usize {
+    match model.host.is_causal() {
+        true => 0,
+        false => model.host.geometry().head_parameters(),
+    }
+}
+
+fn budget(model: &Adapted<Model>, base: usize, head: usize) -> Budget {
+    let (trainable, adapter_bytes) = trained_size(model);
+    let all: u64 = state::parameters(model).iter().map(|row| row.bytes as u64).sum();
+    let unfrozen: u64 = {
+        let ids: std::collections::HashSet<_> =
+            model.host.geometry().params.into_iter().map(|p| p.id).collect();
+        let rows = state::parameters(model);
+        rows.iter().filter(|r| r.trainable && ids.contains(&r.id)).map(|r| r.bytes as u64).sum()
+    };
+    Budget {
+        base: base as u64,
+        trainable,
+        head: head as u64,
+        // What is neither new nor unfrozen, plus what was unfrozen in place.
+        base_bytes: all - adapter_bytes + unfrozen,
+        adapter_bytes,
+    }
+}
+

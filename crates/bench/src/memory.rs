@@ -1,0 +1,110 @@
+//! Memory: predicted before a run, measured after it.
+
+use models::Model;
+use peft_core::{Geometry, Host, Method};
+use report::record::MemoryInfo;
+
+use crate::trial::StorageSpec;
+
+/// What the program itself takes before any model, in bytes; measured once, rounded up.
+const PROGRAM: u64 = 40 << 20;
+
+/// Predicts the memory of a training run.
+///
+/// Weights, gradients and optimizer states are exact; activations count what a transformer layer
+/// keeps for its backward pass, about 16 widths and 3 inner widths a token.
+pub fn predict(
+    model: &Model,
+    method: &dyn Method,
+    storage: &StorageSpec,
+    tokens_per_batch: usize,
+) -> MemoryInfo {
+    let geometry = model.geometry();
+    let preset = method.storage();
+    let storage = preset.as_deref().or(storage.build());
+    let in_sites: usize = geometry.sites.iter().map(|site| site.d_in * site.d_out).sum();
+    let dense = geometry.base_parameters() - in_sites;
+    let packed = |numel| storage.map_or(numel * 4, |storage| storage.bytes(numel));
+    let sites: usize = geometry.sites.iter().map(|site| packed(site.d_in * site.d_out)).sum();
+    let base = (dense * 4 + sites) as u64;
+    let trained = (method.parameters(&geometry) + new_head(&geometry)) as u64 * 4;
+    let added = if method.unties_head() { trained } else { 0 };
+    let activations = activations(&geometry, tokens_per_batch);
+    // Adapters come on top of the base; unfrozen weights are part of it already.
+    let own = geometry.params.iter().any(|p| method.trains(p)) && added == 0;
+    let adapter = if own { 0 } else { trained };
+    MemoryInfo {
+        base,
+        adapter: trained,
+        gradients: trained,
+        optimizer: 2 * trained,
+        predicted_peak: PROGRAM + base + adapter + 3 * trained + activations,
+        measured_peak: 0,
+    }
+}
+
+/// Parameters of a classifier's head; a language model's head is part of the base.
+fn new_head(geometry: &Geometry) -> usize {
+    geometry.count(|p| p.part == peft_core::Part::Head && !p.name.starts_with("lm_head"))
+}
+
+fn activations(geometry: &Geometry, tokens: usize) -> u64 {
+    let inner = geometry.sites.iter().map(|site| site.d_in.max(site.d_out)).max().unwrap_or(0);
+    (4 * tokens * geometry.layers * (16 * geometry.width + 3 * inner)) as u64
+}
+
+/// Largest resident set of this process so far, in bytes; 0 where the system does not tell.
+pub fn peak_rss() -> u64 {
+    // SAFETY: getrusage fills the struct it is given and keeps no pointer to it.
+    #[allow(unsafe_code)]
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) == 0).then_some(usage)
+    };
+    // Linux counts kilobytes, macOS bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    usage.map_or(0, |usage| usage.ru_maxrss as u64 * unit)
+}
+
+/// Bytes for people.
+pub fn human(bytes: u64) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    match bytes as f64 / MIB {
+        small if small < 1024.0 => format!("{small:.0} MiB"),
+        large => format!("{:.2} GiB", large / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use models::Gpt2Config;
+    use peft_core::Init;
+
+    fn model() -> Model {
+        let mut init = Init::new(0, &Device::flex());
+        Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap()
+    }
+
+    #[test]
+    fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
+        let lora = peft_lora::Lora::default();
+        let dense = predict(&model(), &lora, &StorageSpec::F32, 64);
+        let nf4 = StorageSpec::Nf4(peft_qlora::Nf4 { block_size: 64, double_quant: false });
+        let packed = predict(&model(), &lora, &nf4, 64);
+        let in_sites = 2 * 12 * 32 * 32;
+        assert_eq!(dense.base - packed.base, in_sites * 4 - in_sites / 2 - in_sites / 64 * 4);
+    }
+
+    #[test]
+    fn full_fine_tuning_counts_the_weights_once_and_three_more_for_training() {
+        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, 0);
+        assert_eq!(memory.predicted_peak - PROGRAM, 4 * memory.base);
+    }
+
+    #[test]
+    fn the_peak_of_this_process_is_known() {
+        assert!(peak_rss() > 1 << 20);
+    }
+}

@@ -1,0 +1,237 @@
+//! THE registry of methods: one line each, from which configuration parsing, help, the method
+//! table and the contract matrix derive.
+
+use std::sync::Arc;
+
+use peft_core::{Method, MethodConfig, MethodInfo};
+use serde_json::Value;
+
+use crate::error::{BenchError, with_suggestion};
+
+/// Lists the methods once; `with_methods!(f)` calls the macro `f!` with all of them.
+macro_rules! with_methods {
+    ($use:ident) => {
+        $use! {
+            peft_adapter::Full,
+            peft_adapter::HeadOnly,
+            peft_adapter::Houlsby,
+            peft_adapter::Pfeiffer,
+            peft_adapter::Parallel,
+            peft_adapter::Prefix,
+            peft_lora::Lora,
+            peft_lora::Vera,
+            peft_qlora::Qlora,
+        }
+    };
+}
+
+/// What the harness knows of one method.
+#[derive(Clone)]
+pub struct Entry {
+    /// The method's description.
+    pub info: MethodInfo,
+    parse: fn(Value) -> Result<Arc<dyn Method>, serde_json::Error>,
+    example: fn() -> Value,
+}
+
+impl Entry {
+    /// The entry of a method's configuration type.
+    pub fn of<M: MethodConfig>() -> Self {
+        Self {
+            info: M::INFO,
+            parse: |value| Ok(Arc::new(serde_json::from_value::<M>(value)?)),
+            example: || {
+                let example = M::examples().into_iter().next().expect("at least one example");
+                serde_json::to_value(example).expect("configurations serialise")
+            },
+        }
+    }
+
+    /// An example configuration, every key with a value.
+    pub fn example(&self) -> Value {
+        (self.example)()
+    }
+}
+
+/// The methods a study may name.
+#[derive(Clone)]
+pub struct Registry(Vec<Entry>);
+
+impl Registry {
+    /// The methods of this workspace.
+    pub fn builtin() -> Self {
+        macro_rules! entries {
+            ($($method:ty),* $(,)?) => { vec![$(Entry::of::<$method>()),*] };
+        }
+        Self(with_methods!(entries))
+    }
+
+    /// The registry with one more method; a `kind` already there is replaced.
+    #[must_use]
+    pub fn with<M: MethodConfig>(mut self) -> Self {
+        self.0.retain(|entry| entry.info.kind != M::INFO.kind);
+        self.0.push(Entry::of::<M>());
+        self
+    }
+
+    /// Every entry, in the order of registration.
+    pub fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// The entry of a kind.
+    ///
+    /// # Errors
+    /// If there is none; the error lists the known kinds.
+    pub fn entry(&self, kind: &str) -> Result<&Entry, BenchError> {
+        self.0.iter().find(|entry| entry.info.kind == kind).ok_or_else(|| {
+            let known: Vec<_> = self.0.iter().map(|e| format!("`{}`", e.info.kind)).collect();
+            let message =
+                format!("unknown variant `{kind}`, expected one of {}", known.join(", "));
+            BenchError::Method { place: format!("`{kind}`"), reason: with_suggestion(&message) }
+        })
+    }
+
+    /// The method of a kind with this configuration.
+    ///
+    /// # Errors
+    /// If the kind is unknown, or a key or value of the configuration is.
+    pub fn parse(&self, kind: &str, config: &Value) -> Result<Arc<dyn Method>, BenchError> {
+        let entry = self.entry(kind)?;
+        (entry.parse)(config.clone()).map_err(|error| BenchError::Method {
+            place: format!("`{kind}`"),
+            reason: with_suggestion(&error.to_string()),
+        })
+    }
+
+    /// The method table of the README, in Markdown.
+    pub fn table(&self) -> String {
+        let mut table = String::from(
+            "| kind | method | paper | seam | trained parameters | merges |\n|---|---|---|---|---|---|\n",
+        );
+        for Entry { info, .. } in &self.0 {
+            let merges = if info.mergeable { "yes" } else { "no" };
+            table += &format!(
+                "| `{}` | {} | {} | {} | {} | {merges} |\n",
+                info.kind, info.name, info.paper, info.seam, info.formula
+            );
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Int, Tensor};
+    use models::{BertConfig, Family, Gpt2Config, Model};
+    use peft_core::contract::{self, ContractHost, Setting};
+    use peft_core::{Adapted, Geometry, Host, Init, Surgeon};
+
+    #[test]
+    fn an_unknown_kind_lists_the_known_ones_and_suggests_the_nearest() {
+        let error = Registry::builtin().parse("lroa", &Value::Null).unwrap_err().to_string();
+        assert!(error.contains("`houlsby`") && error.contains("did you mean `lora`"), "{error}");
+    }
+
+    #[test]
+    fn every_kind_is_registered_once() {
+        let mut kinds: Vec<_> = Registry::builtin().0.iter().map(|e| e.info.kind).collect();
+        let all = kinds.len();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), all);
+    }
+
+    /// The contract's view of a real architecture.
+    macro_rules! host {
+        ($name:ident, $build:expr) => {
+            #[derive(burn::module::Module, Debug)]
+            struct $name {
+                model: Model,
+            }
+            impl Host for $name {
+                fn geometry(&self) -> Geometry {
+                    self.model.geometry()
+                }
+                fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self {
+                    Self { model: self.model.rebuild(surgeon) }
+                }
+                fn untie_head(self) -> Self {
+                    Self { model: self.model.untie_head() }
+                }
+            }
+            impl ContractHost for $name {
+                const VOCAB: usize = 31;
+                fn build(init: &mut Init) -> Self {
+                    let build: fn(&mut Init) -> Model = $build;
+                    Self { model: build(init) }
+                }
+                fn logits(adapted: &Adapted<Self>, ids: Tensor<2, Int>) -> Tensor<3> {
+                    let device = ids.device();
+                    let [rows, seq] = ids.dims();
+                    let ids: Vec<i64> = ids.into_data().convert::<i64>().try_to_vec().unwrap();
+                    let ids = ids.into_iter().map(|id| id as u32).collect();
+                    let positions = adapted.host.model.positions();
+                    // The last tokens of every row are padding, so that masks take part.
+                    let mask = (0..rows * seq).map(|i| f32::from(u8::from(i % seq < seq - 1)));
+                    let mask = mask.collect();
+                    let batch = models::Batch::from_parts(ids, mask, rows, positions, &device);
+                    let model = Adapted {
+                        host: adapted.host.model.clone(),
+                        shared: adapted.shared.clone(),
+                    };
+                    models::logits(&model, &batch)
+                }
+            }
+        };
+    }
+
+    host!(GptHost, |init| {
+        Model::random_gpt2(Gpt2Config::new(31, 16, 12, 2, 2), init).unwrap()
+    });
+    host!(BertHost, |init| {
+        let config = serde_json::json!({
+            "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 20, "max_position_embeddings": 16,
+            "type_vocab_size": 2, "num_labels": 3
+        });
+        let config = BertConfig::from_json(Family::Bert, &config, "test".as_ref()).unwrap();
+        Model::random_bert(config, init).unwrap()
+    });
+
+    fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
+        contract::identity_at_init::<M, H>(setting);
+        contract::merge_preserves_the_output::<M, H>(setting);
+        contract::saved_alone_and_restored::<M, H>(setting);
+        contract::targets_that_match_nothing_are_an_error::<M, H>(setting);
+    }
+
+    macro_rules! gpt2_contract {
+        ($($method:ty),* $(,)?) => {
+            $(
+                let setting = Setting::dense(Device::flex());
+                contract_on::<$method, GptHost>(&setting);
+                contract::count_equals_closed_form::<$method, GptHost>(&setting);
+                contract::only_declared_parameters_train::<$method, GptHost>(&setting);
+                contract::loss_falls::<$method, GptHost>(&setting);
+            )*
+        };
+    }
+
+    #[test]
+    fn every_method_keeps_the_contract_on_gpt2() {
+        with_methods!(gpt2_contract);
+    }
+
+    macro_rules! bert_contract {
+        ($($method:ty),* $(,)?) => {
+            $(contract_on::<$method, BertHost>(&Setting::dense(Device::flex()));)*
+        };
+    }
+
+    #[test]
+    fn every_method_keeps_the_contract_on_bert() {
+        with_methods!(bert_contract);
+    }
+}

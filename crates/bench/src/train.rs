@@ -1,0 +1,319 @@
+//! The training loop, the same for every method.
+
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsAccumulator};
+use burn::tensor::{Device, ElementConversion};
+use burn::train::Learner;
+use models::Model;
+use peft_core::{Adapted, state};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use report::record::{CurvePoint, TimeInfo};
+
+use crate::batching::{collate, epoch};
+use crate::evaluate::Evaluator;
+use crate::progress::Progress;
+use crate::schedule::{Decay, Schedule};
+use crate::study::{OneOrMany, TrainConfig};
+use crate::trainee::{Trainee, clip_global_norm};
+
+/// What training gives.
+pub struct Outcome {
+    /// The trained model.
+    pub model: Adapted<Model>,
+    /// Losses and dev scores along the way.
+    pub curve: Vec<CurvePoint>,
+    /// Times; evaluation counted apart.
+    pub time: TimeInfo,
+}
+
+/// Why training ended without a model.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// The loss stopped being finite.
+    #[error("the loss was {loss} at step {step}")]
+    Diverged {
+        /// Optimizer steps taken.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// The time limit was reached.
+    #[error("stopped at step {step} after {minutes} minutes")]
+    Timeout {
+        /// Optimizer steps taken.
+        step: usize,
+        /// The limit.
+        minutes: f64,
+    },
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Trains a model on the evaluator's data.
+///
+/// # Errors
+/// If the loss stops being finite, the time limit is reached, or an evaluation fails.
+pub fn train(
+    model: Adapted<Model>,
+    config: &TrainConfig,
+    seed: u64,
+    device: &Device,
+    evaluator: &Evaluator<'_>,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, Stopped> {
+    let mut run = Run::new(model, config, seed, device, evaluator);
+    progress.start(run.plan.steps);
+    for pass in 0..config.epochs {
+        if run.epoch(pass, progress)? == Flow::Stop {
+            break;
+        }
+    }
+    progress.finish();
+    Ok(run.finish())
+}
+
+/// Number of optimizer steps of a run.
+struct Plan {
+    steps: usize,
+    /// Batches after which dev is evaluated.
+    evaluate_every: usize,
+}
+
+impl Plan {
+    fn new(examples: usize, config: &TrainConfig) -> Self {
+        let batches = examples.div_ceil(config.batch_size).max(1);
+        let steps_per_epoch = batches.div_ceil(config.accumulation);
+        let evaluate_every = batches.div_ceil(config.evaluations_per_epoch);
+        Self { steps: steps_per_epoch * config.epochs, evaluate_every }
+    }
+}
+
+#[derive(PartialEq)]
+enum Flow {
+    Continue,
+    Stop,
+}
+
+struct Run<'a> {
+    learner: Learner<Trainee>,
+    config: &'a TrainConfig,
+    seed: u64,
+    device: &'a Device,
+    evaluator: &'a Evaluator<'a>,
+    plan: Plan,
+    started: Instant,
+    step: usize,
+    step_times: Vec<Duration>,
+    tokens: usize,
+    /// Losses since the last point of the curve.
+    recent: Vec<f32>,
+    curve: Vec<CurvePoint>,
+    best: Option<(f64, state::Tensors)>,
+    without_gain: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        model: Adapted<Model>,
+        config: &'a TrainConfig,
+        seed: u64,
+        device: &'a Device,
+        evaluator: &'a Evaluator<'a>,
+    ) -> Self {
+        let plan = Plan::new(evaluator.data.splits.train.len(), config);
+        let OneOrMany::One(rate) = config.learning_rate else {
+            unreachable!("a trial has one learning rate")
+        };
+        let warmup = match config.schedule {
+            Decay::Constant if config.warmup == 0.0 => 0,
+            _ => (config.warmup * plan.steps as f64).ceil() as usize,
+        };
+        let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
+        let optimizer = AdamWConfig::new()
+            .with_weight_decay(config.weight_decay as f32)
+            .with_epsilon(1e-8)
+            .init();
+        let schedule = burn::lr_scheduler::DynLrScheduler::from(schedule);
+        Self {
+            learner: Learner::new(Trainee { model }, optimizer, schedule),
+            config,
+            seed,
+            device,
+            evaluator,
+            plan,
+            started: Instant::now(),
+            step: 0,
+            step_times: Vec::new(),
+            tokens: 0,
+            recent: Vec::new(),
+            curve: Vec::new(),
+            best: None,
+            without_gain: 0,
+        }
+    }
+
+    fn epoch(&mut self, pass: usize, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
+        let examples = &self.evaluator.data.splits.train;
+        let seed = self.seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
+        let batches = epoch(examples, self.config.batch_size, seed);
+        let mut done = 0;
+        for group in batches.chunks(self.config.accumulation) {
+            self.optimizer_step(group)?;
+            done += group.len();
+            progress.step(self.step, *self.recent.last().unwrap_or(&f32::NAN), self.tokens_per_s());
+            let before = (done - group.len()) / self.plan.evaluate_every;
+            let epochs = pass as f64 + done as f64 / batches.len() as f64;
+            if done / self.plan.evaluate_every > before || done == batches.len() {
+                if self.evaluate(epochs, progress)? == Flow::Stop {
+                    return Ok(Flow::Stop);
+                }
+            } else if self.recent.len() >= self.log_every() {
+                self.point(epochs, None);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// About forty points a run, whatever its length.
+    fn log_every(&self) -> usize {
+        (self.plan.steps / 40).max(1)
+    }
+
+    fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
+        let start = Instant::now();
+        self.learner.lr_step();
+        let mut accumulator = GradientsAccumulator::<Trainee>::new();
+        let mut losses = 0.0;
+        let trainee = self.learner.model();
+        for rows in group {
+            let batch = collate(rows, &trainee.model.host, self.device);
+            self.tokens += batch.tokens;
+            let output = self.learner.train_step(batch);
+            let loss: f32 = output.item.0.into_scalar().elem();
+            losses += loss;
+            if group.len() == 1 {
+                self.apply(output.grads);
+            } else {
+                accumulator.accumulate(&trainee, output.grads);
+            }
+        }
+        if group.len() > 1 {
+            self.apply(accumulator.grads());
+        }
+        let loss = losses / group.len() as f32;
+        self.step_times.push(start.elapsed());
+        self.step += 1;
+        self.recent.push(loss);
+        let minutes = self.config.timeout_minutes;
+        if !loss.is_finite() {
+            return Err(Stopped::Diverged { step: self.step, loss });
+        }
+        if minutes > 0.0 && self.started.elapsed().as_secs_f64() > minutes * 60.0 {
+            return Err(Stopped::Timeout { step: self.step, minutes });
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, grads: burn::optim::GradientsParams) {
+        let grads = match self.config.clip {
+            limit if limit > 0.0 => clip_global_norm(&self.learner.model(), grads, limit),
+            _ => grads,
+        };
+        self.learner.optimizer_step(grads);
+    }
+
+    fn tokens_per_s(&self) -> f64 {
+        let seconds: f64 = self.step_times.iter().map(Duration::as_secs_f64).sum();
+        self.tokens as f64 / seconds.max(1e-9)
+    }
+
+    /// Adds a point to the curve.
+    fn point(&mut self, epochs: f64, dev: Option<std::collections::BTreeMap<String, f64>>) {
+        let losses = std::mem::take(&mut self.recent);
+        let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len().max(1) as f64;
+        self.curve.push(CurvePoint {
+            step: self.step as u64,
+            epoch: epochs,
+            train_loss: (!losses.is_empty()).then_some(mean),
+            learning_rate: self.learner.lr_current().base(),
+            dev,
+        });
+    }
+
+    fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
+        let model = self.learner.model().model;
+        let dev = self.evaluator.quick(&model, &self.evaluator.data.splits.dev)?.values;
+        progress.evaluated(epochs, &dev);
+        let score = self.dev_score(&dev);
+        self.point(epochs, Some(dev));
+        if self.config.early_stopping == 0 {
+            return Ok(Flow::Continue);
+        }
+        if self.best.as_ref().is_none_or(|(best, _)| score > *best) {
+            self.best = Some((score, state::trained_tensors(&model)));
+            self.without_gain = 0;
+        } else {
+            self.without_gain += 1;
+        }
+        let stop = self.without_gain >= self.config.early_stopping;
+        Ok(if stop { Flow::Stop } else { Flow::Continue })
+    }
+
+    /// What early stopping goes by: the study's metric where the evaluation has it, else the loss.
+    fn dev_score(&self, dev: &std::collections::BTreeMap<String, f64>) -> f64 {
+        let metric = self.evaluator.task.metric();
+        match dev.get(metric.name()) {
+            Some(score) if metric.higher_is_better() => *score,
+            Some(score) => -score,
+            None => -dev.get("loss").copied().unwrap_or(f64::INFINITY),
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        let time = self.time();
+        let model = self.learner.model().model;
+        let model = match self.best {
+            Some((_, best)) => {
+                state::restore(model, best, "best").expect("taken from the same model")
+            }
+            None => model,
+        };
+        Outcome { model, curve: self.curve, time }
+    }
+
+    fn time(&self) -> TimeInfo {
+        let mut times: Vec<f64> = self.step_times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
+        times.sort_by(f64::total_cmp);
+        let quantile = |q: f64| match times.len() {
+            0 => 0.0,
+            n => times[((n - 1) as f64 * q).round() as usize],
+        };
+        let train_s = times.iter().sum::<f64>() / 1e3;
+        TimeInfo {
+            train_s,
+            steps: self.step as u64,
+            tokens: self.tokens as u64,
+            tokens_per_s: self.tokens_per_s(),
+            step_ms_median: quantile(0.5),
+            step_ms_p95: quantile(0.95),
+            ..TimeInfo::default()
+        }
+    }
+}
+
+/// Makes Burn's own random numbers (dropout) follow the seed.
+pub fn seed_device(seed: u64, device: &Device) {
+    use rand::Rng;
+    device.seed(ChaCha8Rng::seed_from_u64(seed).random());
+}
+
+/// The number of values and bytes the trained parameters take.
+pub fn trained_size<M: Module>(module: &M) -> (u64, u64) {
+    let rows = state::parameters(module);
+    let trained = rows.iter().filter(|row| row.trainable);
+    trained.fold((0, 0), |(n, bytes), row| (n + row.numel() as u64, bytes + row.bytes as u64))
+}

@@ -1,0 +1,136 @@
+//! The adapted model as `burn-train` trains it.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{ExecutionError, Tensor, activation::log_softmax};
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use models::Model;
+use peft_core::Adapted;
+
+use crate::batching::{Targets, TrainBatch};
+
+/// An adapted model under training.
+#[derive(Module, Debug)]
+pub struct Trainee {
+    /// The model with its method.
+    pub model: Adapted<Model>,
+}
+
+/// The loss of one batch, `[1]`.
+pub struct StepLoss(pub Tensor<1>);
+
+impl ItemLazy for StepLoss {
+    fn sync(self) -> Result<Self, ExecutionError> {
+        Ok(self)
+    }
+}
+
+impl Trainee {
+    /// The training loss of a batch, auxiliary losses of the method included.
+    pub fn loss(&self, batch: &TrainBatch) -> Tensor<1> {
+        let pass = self.model.pass();
+        let host = &self.model.host;
+        let loss = match &batch.targets {
+            Targets::Tokens { places, next, .. } => {
+                host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
+            }
+            Targets::Classes(classes) => {
+                let logits = host.class_logits(&batch.batch, &pass);
+                let rows = classes.dims()[0];
+                let chosen = classes.clone().reshape([rows, 1]);
+                log_softmax(logits, 1).gather(1, chosen).mean().neg()
+            }
+        };
+        match pass.take_loss() {
+            Some(auxiliary) => loss + auxiliary,
+            None => loss,
+        }
+    }
+}
+
+impl TrainStep for Trainee {
+    type Input = TrainBatch;
+    type Output = StepLoss;
+
+    fn step(&self, batch: TrainBatch) -> TrainOutput<StepLoss> {
+        let loss = self.loss(&batch);
+        let gradients = loss.backward();
+        TrainOutput::new(self, gradients, StepLoss(loss.detach()))
+    }
+}
+
+impl InferenceStep for Trainee {
+    type Input = TrainBatch;
+    type Output = StepLoss;
+
+    fn step(&self, batch: TrainBatch) -> StepLoss {
+        StepLoss(self.loss(&batch))
+    }
+}
+
+/// Scales gradients so that their norm over all parameters together is at most `limit`, as
+/// PyTorch's `clip_grad_norm_` does; Burn's own clipping takes each tensor by itself.
+pub fn clip_global_norm<M: Module>(
+    module: &M,
+    grads: GradientsParams,
+    limit: f64,
+) -> GradientsParams {
+    struct Norm<'a>(&'a GradientsParams, Option<Tensor<1>>);
+    impl ModuleVisitor for Norm<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(grad) = self.0.get::<D>(param.id) else { return };
+            let square = grad.square().sum();
+            self.1 = Some(match self.1.take() {
+                Some(sum) => sum + square,
+                None => square,
+            });
+        }
+    }
+    struct Scale(GradientsParams, Tensor<1>);
+    impl ModuleVisitor for Scale {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(grad) = self.0.remove::<D>(param.id) else { return };
+            self.0.register(param.id, grad * self.1.clone().reshape([1; D]));
+        }
+    }
+    let mut norm = Norm(&grads, None);
+    module.visit(&mut norm);
+    let Some(square) = norm.1 else { return grads };
+    let factor = (square.sqrt() + 1e-6).recip().mul_scalar(limit).clamp_max(1.0);
+    let mut scale = Scale(grads, factor);
+    module.visit(&mut scale);
+    scale.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use peft_core::Dense;
+
+    fn clipped(limit: f64) -> Vec<f32> {
+        let device = Device::flex();
+        let module = Dense::new(Tensor::zeros([1, 2], &device), Some(Tensor::zeros([2], &device)));
+        let mut grads = GradientsParams::new();
+        grads.register(module.weight.id, Tensor::<2>::from_data([[3.0, 0.0]], &device));
+        let bias = module.bias.as_ref().unwrap();
+        grads.register(bias.id, Tensor::<1>::from_data([0.0, 4.0], &device));
+        let grads = clip_global_norm(&module, grads, limit);
+        let mut values: Vec<f32> =
+            grads.get::<2>(module.weight.id).unwrap().into_data().try_to_vec().unwrap();
+        values.extend(grads.get::<1>(bias.id).unwrap().into_data().try_to_vec::<f32>().unwrap());
+        values
+    }
+
+    #[test]
+    fn the_norm_is_taken_over_all_parameters_together() {
+        let values = clipped(1.0);
+        let expected = [0.6, 0.0, 0.0, 0.8];
+        assert!(values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{values:?}");
+    }
+
+    #[test]
+    fn gradients_below_the_limit_stay_as_they_are() {
+        assert_eq!(clipped(10.0), [3.0, 0.0, 0.0, 4.0]);
+    }
+}
