@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use burn::module::Module;
-use burn::tensor::{Device, ElementConversion};
+use burn::tensor::Device;
 use models::{Choice, Generation, Model, generate};
 use peft_core::Adapted;
 use report::record::Prediction;
@@ -83,7 +83,7 @@ impl Evaluator<'_> {
                 Targets::Tokens { count, .. } => *count,
                 Targets::Classes(_) => rows.len(),
             } as f64;
-            let loss: f32 = trainee.loss(&batch).into_scalar().elem();
+            let loss: f32 = trainee.loss(&batch).into_scalar::<f32>();
             sum += f64::from(loss) * weight;
             count += weight;
         }

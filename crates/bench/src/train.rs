@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator};
-use burn::tensor::{Device, ElementConversion};
+use burn::tensor::Device;
 use burn::train::Learner;
 use models::Model;
 use peft_core::{Adapted, state};
@@ -137,7 +137,6 @@ impl<'a> Run<'a> {
             .with_weight_decay(config.weight_decay as f32)
             .with_epsilon(1e-8)
             .init();
-        let schedule = burn::lr_scheduler::DynLrScheduler::from(schedule);
         Self {
             learner: Learner::new(Trainee { model }, optimizer, schedule),
             config,
@@ -193,7 +192,7 @@ impl<'a> Run<'a> {
             let batch = collate(rows, &trainee.model.host, self.device);
             self.tokens += batch.tokens;
             let output = self.learner.train_step(batch);
-            let loss: f32 = output.item.0.into_scalar().elem();
+            let loss: f32 = output.item.0.into_scalar::<f32>();
             losses += loss;
             if group.len() == 1 {
                 self.apply(output.grads);

@@ -257,6 +257,21 @@ fn storage(
     }
 }
 
+/// The kind, configuration and storage of a row that names a single method.
+///
+/// # Errors
+/// If the row is not accepted, or its size is a list.
+pub fn single(
+    row: &MethodRow,
+    registry: &Registry,
+) -> Result<(String, Value, StorageSpec), BenchError> {
+    let mut sized = sizes(row, registry, 1)?;
+    match (sized.pop(), sized.is_empty()) {
+        (Some(only), true) => Ok((row.kind.clone(), only.config, only.storage)),
+        _ => Err(BenchError::Method { place: row.kind.clone(), reason: "give one size".into() }),
+    }
+}
+
 /// Hashes everything that decides the result. Paths do not: the files' fingerprints stand for them.
 fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     let mut task = serde_json::to_value(&trial.task).expect("tasks serialise");

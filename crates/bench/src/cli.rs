@@ -1,0 +1,160 @@
+//! The command line.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::registry::Registry;
+use crate::verbs;
+
+/// Compares parameter-efficient fine-tuning methods: adapters, LoRA and QLoRA.
+#[derive(Parser)]
+#[command(name = "peft-bench", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run every trial of a study that has no record yet, then write the report.
+    #[command(after_help = "Example:\n  peft-bench sweep experiments/quickstart.toml --threads 2")]
+    Sweep(verbs::sweep::Sweep),
+    /// Rebuild tables, plots and the HTML page from records alone.
+    #[command(after_help = "Example:\n  peft-bench report results/sst2-minilm")]
+    Report(verbs::report::Report),
+    /// Train one method of a study and save its adapter.
+    #[command(after_help = "Example:\n  peft-bench train experiments/quickstart.toml \\\n    --method 'kind = \"lora\"\n              rank = 8' --out out/my-adapter")]
+    Train(verbs::train::Train),
+    /// Score a base model, with or without an adapter, on a study's dev and test data.
+    #[command(after_help = "Example:\n  peft-bench evaluate experiments/quickstart.toml --adapter out/my-adapter")]
+    Evaluate(verbs::evaluate::Evaluate),
+    /// Continue a prompt.
+    #[command(after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40")]
+    Generate(verbs::generate::Generate),
+    /// Compute the logits of given token ids, for checking against another program.
+    #[command(after_help = "Example:\n  peft-bench logits --model DIR --inputs in.safetensors --out out.safetensors")]
+    Logits(verbs::logits::Logits),
+    /// Count parameters of a base model and of a method on it.
+    #[command(after_help = "Example:\n  peft-bench params --shape distilgpt2 --method 'kind = \"lora\"\n  rank = 8'")]
+    Params(verbs::params::Params),
+    /// List the methods, with paper, seam and parameter formula.
+    #[command(after_help = "Example:\n  peft-bench methods --kind lora")]
+    Methods(verbs::methods::Methods),
+    /// Pretrain a small GPT-2 on the quickstart's corpus.
+    #[command(after_help = "Example:\n  peft-bench pretrain --out experiments/base/quickstart")]
+    Pretrain(verbs::pretrain::Pretrain),
+    /// Run one trial given as JSON on standard input (used by sweep).
+    #[command(hide = true)]
+    RunTrial(verbs::sweep::RunTrial),
+}
+
+/// Options of every verb that computes.
+#[derive(Args, Clone, Debug)]
+pub struct Compute {
+    /// Where to compute: cpu, ndarray, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Number of CPU threads; all cores where not given.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+impl Compute {
+    /// Sets the number of threads for the whole process.
+    ///
+    /// # Errors
+    /// If it is zero, or threads are running already.
+    pub fn apply(&self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            anyhow::ensure!(threads > 0, "`--threads` is 0, expected at least 1");
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        Ok(())
+    }
+}
+
+/// Options of every verb that reads a study.
+#[derive(Args, Clone, Debug)]
+pub struct StudyFile {
+    /// The study file.
+    pub study: PathBuf,
+    /// Value of a variable the study uses, as NAME=VALUE; the environment is used otherwise.
+    #[arg(long = "var", value_parser = pair)]
+    pub variables: Vec<(String, String)>,
+}
+
+impl StudyFile {
+    /// Loads the study.
+    ///
+    /// # Errors
+    /// As [`Study::load`](crate::study::Study::load).
+    pub fn load(&self) -> Result<crate::study::Study> {
+        let variables: BTreeMap<_, _> = self.variables.iter().cloned().collect();
+        Ok(crate::study::Study::load(&self.study, &variables)?)
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((pair.0.into(), pair.1.into()))
+}
+
+/// Parses the command line, runs the verb and reports errors.
+///
+/// Exit codes: 0 all is well, 1 an error, 2 a bad command line, 3 a sweep with failed trials.
+pub fn run(registry: &Registry) -> ExitCode {
+    let verb = Cli::parse().verb;
+    let result = match verb {
+        Verb::Sweep(args) => return code(args.run(registry)),
+        Verb::Report(args) => args.run(),
+        Verb::Train(args) => args.run(registry),
+        Verb::Evaluate(args) => args.run(registry),
+        Verb::Generate(args) => args.run(registry),
+        Verb::Logits(args) => args.run(registry),
+        Verb::Params(args) => args.run(registry),
+        Verb::Methods(args) => args.run(registry),
+        Verb::Pretrain(args) => args.run(),
+        Verb::RunTrial(args) => args.run(registry),
+    };
+    code(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn code(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints to standard output; a closed pipe ends the program quietly, as `head` expects.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_shows_an_example() {
+        let command = Cli::command();
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("peft-bench"), "{}", verb.get_name());
+        }
+    }
+}

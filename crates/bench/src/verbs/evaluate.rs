@@ -1,0 +1,60 @@
+//! `evaluate`: scores of a base, with or without an adapter.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use models::Loaded;
+
+use crate::cli::{Compute, StudyFile, print};
+use crate::data;
+use crate::evaluate::Evaluator;
+use crate::registry::Registry;
+use crate::source;
+
+/// Arguments of `evaluate`.
+#[derive(Args)]
+pub struct Evaluate {
+    #[command(flatten)]
+    study: StudyFile,
+    #[command(flatten)]
+    compute: Compute,
+    /// Folder of a trained adapter.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Evaluate {
+    pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        self.compute.apply()?;
+        let study = self.study.load()?;
+        let device = peft_core::device(&self.compute.device)?;
+        let folder = Path::new(&study.model);
+        let (Loaded { model, .. }, data) = data::prepare(&study.task, folder, 0, &device)?;
+        let tokenizer = source::tokenizer(folder, &model)?;
+        drop(model);
+        let ready = super::load(folder, self.adapter.as_deref(), registry, &device)?;
+        let evaluator = Evaluator {
+            task: &study.task,
+            data: &data,
+            tokenizer: &tokenizer,
+            batch_size: study.train.eval_batch_size,
+            device,
+        };
+        let mut all = serde_json::Map::new();
+        for (name, split) in [("dev", &data.splits.dev), ("test", &data.splits.test)] {
+            let scores = evaluator.full(&ready.model, split)?.values;
+            all.insert(name.into(), serde_json::to_value(scores)?);
+        }
+        if self.json {
+            return print(&format!("{}\n", serde_json::Value::Object(all)));
+        }
+        for (split, scores) in &all {
+            print(&format!("{split}: {scores}\n"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! `methods`: what the registry holds.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::print;
+use crate::registry::Registry;
+
+/// Arguments of `methods`.
+#[derive(Args)]
+pub struct Methods {
+    /// Show one method with an example configuration.
+    #[arg(long)]
+    kind: Option<String>,
+    /// Print the table in Markdown, as the README has it.
+    #[arg(long)]
+    markdown: bool,
+}
+
+impl Methods {
+    pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        if self.markdown {
+            return print(&registry.table());
+        }
+        let Some(kind) = &self.kind else {
+            for entry in registry.entries() {
+                let info = entry.info;
+                print(&format!("{:<10} {:<18} {}\n", info.kind, info.name, info.formula))?;
+            }
+            return Ok(());
+        };
+        let entry = registry.entry(kind)?;
+        let info = entry.info;
+        let merges = if info.mergeable { "yes" } else { "no" };
+        print(&format!(
+            "{}\npaper:      {}\nseam:       {}\nparameters: {}\nmerges:     {merges}\n\n[[method]]\nkind = \"{}\"\n{}",
+            info.name,
+            info.paper,
+            info.seam,
+            info.formula,
+            info.kind,
+            toml::to_string(&entry.example())?
+        ))
+    }
+}

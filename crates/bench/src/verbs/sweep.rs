@@ -1,0 +1,179 @@
+//! `sweep`: every trial of a study, then the report.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use peft_core::Init;
+use report::RecordStore;
+
+use crate::cli::{Compute, StudyFile, print};
+use crate::data;
+use crate::execute::{self, Executor, Subprocess};
+use crate::memory;
+use crate::progress;
+use crate::registry::Registry;
+use crate::source;
+use crate::study::{Study, Task};
+use crate::trial::{Trial, expand};
+
+/// Exit code of a sweep in which a trial failed.
+const SOME_FAILED: u8 = 3;
+
+/// Arguments of `sweep`.
+#[derive(Args)]
+pub struct Sweep {
+    #[command(flatten)]
+    study: StudyFile,
+    #[command(flatten)]
+    compute: Compute,
+    /// Folder of records and report; `out/NAME` where not given.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// List the trials with trainable parameters and predicted memory, and run none.
+    #[arg(long)]
+    dry_run: bool,
+    /// Only check that the study loads and expands; needs neither model nor data.
+    #[arg(long)]
+    check: bool,
+    /// Run failed trials again.
+    #[arg(long)]
+    retry_failed: bool,
+    /// Run only trials whose id contains this text.
+    #[arg(long)]
+    only: Option<String>,
+    /// Show nothing but the result.
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Sweep {
+    pub(crate) fn run(self, registry: &Registry) -> Result<ExitCode> {
+        let study = self.study.load()?;
+        if self.check {
+            let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
+            print(&format!("{}: {} trials\n", self.study.study.display(), trials.len()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        peft_core::device(&self.compute.device)?;
+        let sources = fingerprints(&study)?;
+        let mut trials = expand(&study, registry, &self.compute.device, &sources)?;
+        trials.retain(|t| self.only.as_ref().is_none_or(|part| t.id.contains(part)));
+        check_on_model(&study, &trials, registry, self.dry_run)?;
+        if self.dry_run {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let out = self.out.clone().unwrap_or_else(|| Path::new("out").join(&study.name));
+        let store = RecordStore::open(&out)?;
+        self.run_missing(&trials, &store)?;
+        finish(&store, &trials, &out)
+    }
+
+    fn run_missing(&self, trials: &[Trial], store: &RecordStore) -> Result<()> {
+        let executor = Subprocess { threads: self.compute.threads, quiet: self.quiet };
+        for (index, trial) in trials.iter().enumerate() {
+            let place = format!("[{}/{}] {}", index + 1, trials.len(), trial.id);
+            let old = store.find(&trial.hash)?;
+            if let Some(record) = old.filter(|r| r.status.is_ok() || !self.retry_failed) {
+                self.say(&format!("{place}: has a record ({})", record.status.name()));
+                continue;
+            }
+            let record = executor.run(trial, store)?;
+            let score = record.score("test").map_or(String::new(), |score| {
+                format!(", test {} {score:.4}", record.trial.metric)
+            });
+            let (seconds, status) = (record.time.total_s, record.status.name());
+            self.say(&format!("{place}: {status}{score}, {seconds:.1} s"));
+            if !record.status.is_ok() {
+                eprintln!("{place}: {}", record.status.reason());
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// Fingerprints of the model and the data.
+fn fingerprints(study: &Study) -> Result<BTreeMap<String, String>> {
+    let mut sources = data::tables(&study.task)?.fingerprints();
+    sources.insert("model".into(), source::fingerprint(Path::new(&study.model))?);
+    Ok(sources)
+}
+
+/// Checks every method against the real model before anything is run; `list` prints what it finds.
+fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bool) -> Result<()> {
+    use peft_core::Host;
+    let device = peft_core::device("cpu")?;
+    let labels = data::tables(&study.task)?.labels(&study.task)?;
+    let classes = (!labels.is_empty()).then_some(labels.len());
+    let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
+    let geometry = loaded.model.geometry();
+    let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
+        &study.task;
+    let head = if loaded.model.is_causal() { 0 } else { geometry.head_parameters() };
+    let mut lines = String::new();
+    for trial in trials {
+        let method = trial.method(registry)?;
+        method.check(&geometry).with_context(|| format!("method `{}`", trial.label))?;
+        let tokens = trial.train.batch_size * max_length;
+        let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
+        let trained = match method.parameters(&geometry) {
+            // Full fine-tuning counts the head with the base.
+            all if all == geometry.base_parameters() => all,
+            own if trial.kind == "head" && head > 0 => own,
+            own => own + head,
+        };
+        let peak = memory::human(memory.predicted_peak);
+        lines += &format!("{:<44} {trained:>12} trained  {peak:>10} predicted\n", trial.id);
+    }
+    if list {
+        let total = geometry.base_parameters() - head;
+        print(&format!("base: {total} parameters\n{lines}{} trials\n", trials.len()))?;
+    }
+    Ok(())
+}
+
+fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode> {
+    let hashes: std::collections::HashSet<_> = trials.iter().map(|t| &t.hash).collect();
+    let mut records = store.load_all()?;
+    records.retain(|record| hashes.contains(&record.trial.hash));
+    let order = |hash: &String| trials.iter().position(|t| &t.hash == hash);
+    records.sort_by_key(|record| order(&record.trial.hash));
+    let report = report::write_report(&records, out)?;
+    print(&format!("{}\n", report.to_table()))?;
+    print(&format!("report: {}\n", out.join("report.html").display()))?;
+    let failed = records.iter().filter(|record| !record.status.is_ok()).count();
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOME_FAILED) })
+}
+
+/// Arguments of the hidden `run-trial`.
+#[derive(Args)]
+pub struct RunTrial {
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl RunTrial {
+    pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        let trial: Trial = serde_json::from_str(&text).context("the trial is not valid JSON")?;
+        Compute { device: trial.device.clone(), threads: self.threads }.apply()?;
+        let mut progress = progress::display(&trial.id, self.quiet);
+        let record = execute::run(&trial, registry, None, &mut *progress)?;
+        RecordStore::open(&self.out)?.append(&record)?;
+        Ok(())
+    }
+}
