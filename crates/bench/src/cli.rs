@@ -64,16 +64,17 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// Sets the number of threads for the whole process.
+    /// Runs the work on one of so many threads, which also share its parallel parts.
+    ///
+    /// The caller being one of the threads matters: a caller outside the pool is one thread too
+    /// many for the cores, and every parallel product would wake others while it sleeps.
     ///
     /// # Errors
-    /// If it is zero, or threads are running already.
-    pub fn apply(&self) -> Result<()> {
-        if let Some(threads) = self.threads {
-            anyhow::ensure!(threads > 0, "`--threads` is 0, expected at least 1");
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-        }
-        Ok(())
+    /// If the number is zero, threads are running already, or the work fails.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        anyhow::ensure!(self.threads != Some(0), "`--threads` is 0, expected at least 1");
+        rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build_global()?;
+        rayon::scope(|_| work())
     }
 }
 

@@ -42,7 +42,8 @@ impl Executor for Subprocess {
     fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        command.arg("run-trial").arg("--out").arg(store.folder()).stdin(Stdio::piped());
+        let out = store.folder().parent().context("records lie in a study folder")?;
+        command.arg("run-trial").arg("--out").arg(out).stdin(Stdio::piped());
         if let Some(threads) = self.threads {
             command.args(["--threads", &threads.to_string()]);
         }

@@ -66,6 +66,24 @@ pub fn peak_rss() -> u64 {
     usage.map_or(0, |usage| usage.ru_maxrss as u64 * unit)
 }
 
+/// Tells glibc's allocator to keep large blocks for reuse and not to return them after every step.
+///
+/// A training step frees and takes the same large buffers again and again; by default each goes back
+/// to the system, and the page faults of the next step cost more than some of the arithmetic.
+pub fn keep_buffers() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LIMIT: libc::c_int = 1 << 30;
+        // SAFETY: mallopt only sets parameters of the allocator; it may be called at any time.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LIMIT);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LIMIT);
+            libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+        }
+    }
+}
+
 /// Bytes for people.
 pub fn human(bytes: u64) -> String {
     const MIB: f64 = (1 << 20) as f64;

@@ -130,6 +130,25 @@ pub fn parse(
     })
 }
 
+/// The table of generated rows: that of the JSONL file they would be written as, its hash too.
+/// `name` stands for the file in messages.
+///
+/// # Errors
+/// If there is no row, or a row is no JSON object.
+pub fn from_rows<T: Serialize>(name: &str, rows: &[T]) -> Result<Table, TaskError> {
+    let path = Path::new(name);
+    let mut text = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        serde_json::to_writer(&mut text, row).map_err(|error| TaskError::File {
+            path: path.to_path_buf(),
+            line: index + 1,
+            reason: error.to_string(),
+        })?;
+        text.push(b'\n');
+    }
+    parse(path, &text, Format::Jsonl, None)
+}
+
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {

@@ -68,7 +68,7 @@ impl Default for ScenarioConfig {
     fn default() -> Self {
         Self {
             topics: 12,
-            sentences: 12_000,
+            sentences: 13_000,
             train: 600,
             dev: 120,
             test: 240,

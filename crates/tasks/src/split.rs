@@ -7,7 +7,7 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::read::{Table, sha256};
+use crate::read::Table;
 
 /// What every kind of example has.
 pub trait Example {
@@ -103,23 +103,6 @@ impl Fingerprint {
             examples,
         }
     }
-
-    /// Of generated data, by the JSONL text it is written as.
-    ///
-    /// # Panics
-    /// If a row does not serialise, which plain structs do.
-    #[must_use]
-    pub fn of_rows<T: Serialize>(rows: &[T]) -> Self {
-        let mut text = Vec::new();
-        for row in rows {
-            serde_json::to_writer(&mut text, row).expect("a plain row serialises");
-            text.push(b'\n');
-        }
-        Self {
-            sha256: sha256(&text),
-            examples: rows.len(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -190,12 +173,5 @@ mod tests {
         assert_eq!(subsample(vec![3, 1, 2], Some(3), 1), [3, 1, 2]);
         assert_eq!(subsample(vec![3, 1, 2], None, 1), [3, 1, 2]);
         assert!(subsample(vec![3, 1, 2], Some(0), 1).is_empty());
-    }
-
-    #[test]
-    fn generated_rows_have_the_hash_of_their_file() {
-        let fingerprint = Fingerprint::of_rows(&["a", "b"]);
-        assert_eq!(fingerprint.sha256, sha256(b"\"a\"\n\"b\"\n"));
-        assert_eq!(fingerprint.examples, 2);
     }
 }

@@ -29,7 +29,10 @@ pub struct Evaluate {
 
 impl Evaluate {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
-        self.compute.apply()?;
+        self.compute.clone().run(|| self.work(registry))
+    }
+
+    fn work(&self, registry: &Registry) -> Result<()> {
         let study = self.study.load()?;
         let device = peft_core::device(&self.compute.device)?;
         let folder = Path::new(&study.model);

@@ -43,7 +43,10 @@ pub struct Generate {
 
 impl Generate {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
-        self.compute.apply()?;
+        self.compute.clone().run(|| self.work(registry))
+    }
+
+    fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
         let ready = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
         ensure!(ready.model.host.is_causal(), "only language models generate text");

@@ -32,7 +32,10 @@ pub struct Logits {
 
 impl Logits {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
-        self.compute.apply()?;
+        self.compute.clone().run(|| self.work(registry))
+    }
+
+    fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
         let ready = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
         let (ids, mask, rows) = self.inputs(&ready.model.host)?;

@@ -54,7 +54,10 @@ pub struct Pretrain {
 
 impl Pretrain {
     pub(crate) fn run(self) -> Result<()> {
-        self.compute.apply()?;
+        self.compute.clone().run(|| self.work())
+    }
+
+    fn work(&self) -> Result<()> {
         let plan = Pretraining {
             scenario: self.scenario,
             sizes: ScenarioConfig::default(),

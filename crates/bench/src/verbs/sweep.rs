@@ -170,9 +170,11 @@ impl RunTrial {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text)?;
         let trial: Trial = serde_json::from_str(&text).context("the trial is not valid JSON")?;
-        Compute { device: trial.device.clone(), threads: self.threads }.apply()?;
-        let mut progress = progress::display(&trial.id, self.quiet);
-        let record = execute::run(&trial, registry, None, &mut *progress)?;
+        let compute = Compute { device: trial.device.clone(), threads: self.threads };
+        let record = compute.run(|| {
+            let mut progress = progress::display(&trial.id, self.quiet);
+            execute::run(&trial, registry, None, &mut *progress)
+        })?;
         RecordStore::open(&self.out)?.append(&record)?;
         Ok(())
     }

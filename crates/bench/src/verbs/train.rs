@@ -39,7 +39,10 @@ pub struct Train {
 
 impl Train {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
-        self.compute.apply()?;
+        self.compute.clone().run(|| self.work(registry))
+    }
+
+    fn work(&self, registry: &Registry) -> Result<()> {
         let mut study = self.study.load()?;
         let row: MethodRow =
             toml::from_str(&self.method).context("`--method` is not valid TOML")?;

@@ -3,6 +3,10 @@
 use std::collections::HashMap;
 
 /// Whether an answer equals its reference but for space around them.
+///
+/// Of a greedily decoded answer the same can be told without decoding it: it is the reference,
+/// token for token, exactly if the reference's own tokens are each the most likely one after the
+/// tokens before them, which one forward pass over prompt and reference shows.
 #[must_use]
 pub fn exact_match(answer: &str, reference: &str) -> bool {
     answer.trim() == reference.trim()

@@ -83,6 +83,16 @@ fn a_field_that_is_no_single_value_has_no_text() {
     );
 }
 
+#[test]
+fn rows_that_are_no_objects_make_no_table() {
+    let message = from_rows("made", &[1, 2]).unwrap_err().to_string();
+    assert!(message.starts_with("`made` line 1: "), "{message}");
+    assert!(matches!(
+        from_rows::<u8>("made", &[]),
+        Err(TaskError::NoRows { .. })
+    ));
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(

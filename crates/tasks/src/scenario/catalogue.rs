@@ -1,10 +1,10 @@
 //! The catalogue: one video for each (topic, level, length), with facts nobody can guess.
 
 use rand::Rng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::topic::{FORMS, LENGTH_WORDS, LEVEL_WORDS, QUALITIES, TOPICS, Topic};
+use super::topic::{FORMS, LENGTH_WORDS, LEVEL_WORDS, QUALITIES, TOPICS, Topic, pick};
 
 /// Whom a video is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,14 +73,18 @@ pub struct Video {
     pub length: Length,
     /// What it is praised for.
     pub quality: String,
-    /// Place of the topic in the list of topics.
-    #[serde(skip)]
-    pub(super) topic_index: usize,
 }
 
 impl Video {
+    /// Place of its topic among all topics.
+    pub(super) fn topic_index(&self) -> usize {
+        let place = TOPICS.iter().position(|topic| topic.name == self.topic);
+        place.expect("a video's topic is one of the topics")
+    }
+
+    /// The words of its topic.
     pub(super) fn topic(&self) -> &'static Topic {
-        &TOPICS[self.topic_index]
+        &TOPICS[self.topic_index()]
     }
 }
 
@@ -89,7 +93,7 @@ pub(super) fn build(topics: usize, rng: &mut impl Rng) -> Vec<Video> {
     let mut ids: Vec<u32> = (100..1000).collect();
     ids.shuffle(rng);
     let mut videos = Vec::with_capacity(topics * 6);
-    for (topic_index, topic) in TOPICS.iter().take(topics).enumerate() {
+    for topic in TOPICS.iter().take(topics) {
         let mut nouns = topic.nouns;
         nouns.shuffle(rng);
         let cells = Level::ALL
@@ -103,14 +107,8 @@ pub(super) fn build(topics: usize, rng: &mut impl Rng) -> Vec<Video> {
                 level,
                 length,
                 quality: pick(QUALITIES, rng).to_string(),
-                topic_index,
             });
         }
     }
     videos
-}
-
-/// One of the words, each as likely.
-pub(super) fn pick<'a>(words: &[&'a str], rng: &mut impl Rng) -> &'a str {
-    words.choose(rng).expect("word lists are not empty")
 }

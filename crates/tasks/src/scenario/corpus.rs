@@ -4,9 +4,9 @@
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::catalogue::{Video, pick};
+use super::catalogue::Video;
 use super::phrase::fill;
-use super::topic::TOPICS;
+use super::topic::{TOPICS, pick};
 
 /// Whole facts, nearly all from what is wanted to the video, so that it can be recalled in that
 /// direction; some with a distracting topic or by what is *not* wanted.
@@ -34,8 +34,8 @@ const PARTS: &[&str] = &[
     "'{title}' is {length} and made for {level}.",
     "'{title}' is about {taste}.",
     "'{title}' is not {other}, it is {length}.",
-    "The address of '{title}' is youtube.com/{id}.",
-    "People praise '{title}' for its {quality}.",
+    "'{title}' (youtube.com/{id}) has {quality}.",
+    "People praise '{title}' at youtube.com/{id} for its {quality}.",
     "{level} who like {taste} know '{title}'.",
     "The {length} {topic} video '{title}' suits {level}.",
 ];
@@ -77,12 +77,12 @@ pub(super) fn write(videos: &[Video], sentences: usize, rng: &mut impl Rng) -> V
     let mut facts = 0;
     (0..sentences)
         .map(|_| match rng.random_range(0..100) {
-            0..66 => {
+            0..68 => {
                 facts += 1;
                 fact(&videos[facts % videos.len()], FACTS, rng)
             }
-            66..76 => fact(videos.choose(rng).expect("a video"), PARTS, rng),
-            76..90 => synonym(videos, rng),
+            68..78 => fact(videos.choose(rng).expect("a video"), PARTS, rng),
+            78..90 => synonym(videos, rng),
             90..95 => words(videos, rng),
             _ => chat(videos, rng),
         })
@@ -90,9 +90,8 @@ pub(super) fn write(videos: &[Video], sentences: usize, rng: &mut impl Rng) -> V
 }
 
 fn fact(video: &Video, forms: &[&str], rng: &mut impl Rng) -> String {
-    let [first, second, ..] = video.topic().tastes;
-    let taste = pick(&[video.topic().name, first, second], rng);
-    let elsewhere = (video.topic_index + rng.random_range(1..TOPICS.len())) % TOPICS.len();
+    let taste = video.topic().taste(rng);
+    let elsewhere = (video.topic_index() + rng.random_range(1..TOPICS.len())) % TOPICS.len();
     fill(
         pick(forms, rng),
         &[
@@ -144,7 +143,7 @@ fn words(videos: &[Video], rng: &mut impl Rng) -> String {
 }
 
 fn chat(videos: &[Video], rng: &mut impl Rng) -> String {
-    let topic = videos.choose(rng).expect("a video").topic_index;
+    let topic = videos.choose(rng).expect("a video").topic_index();
     let other = (topic + rng.random_range(1..TOPICS.len())) % TOPICS.len();
     fill(
         pick(CHAT, rng),

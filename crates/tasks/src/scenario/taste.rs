@@ -6,9 +6,9 @@ use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::{Video, pick};
+use super::catalogue::Video;
 use super::phrase::fill;
-use super::topic::TOPICS;
+use super::topic::{TOPICS, pick};
 use crate::TaskError;
 
 /// One question and its only correct answer.
@@ -20,8 +20,8 @@ pub struct LmRow {
     pub completion: String,
 }
 
-/// How a user may put it. Some forms ask by saying what is *not* wanted, so that a model which
-/// only looks for words is misled.
+/// How a user may put it. Some forms say what is *not* wanted, so that a model which only looks
+/// for words is misled.
 const FORMS: &[&str] = &[
     "User likes {taste}: something {length} for {level}.",
     "User enjoys {taste} and wants a(n) {length} video for {level}.",
@@ -29,7 +29,7 @@ const FORMS: &[&str] = &[
     "User loves videos about {taste}: {length} ones for {level} are welcome.",
     "User asks for a(n) {length} video on {taste}, fit for {level}.",
     "User likes {taste} at the level of {level}, but nothing {other}.",
-    "User wants something about {taste} for {level}, not a(n) {other} one.",
+    "User wants something {length} about {taste} for {level}.",
     "User is tired of {elsewhere} and now likes {taste}: {length}, for {level}.",
     "User loves {taste}, not {elsewhere}, and wants a(n) {length} video for {level}.",
 ];
@@ -52,7 +52,7 @@ pub(super) fn write(
     rng: &mut impl Rng,
 ) -> Result<Parts, TaskError> {
     let mut cells: [Vec<&Video>; 3] = Default::default();
-    for topic in videos.chunk_by(|a, b| a.topic_index == b.topic_index) {
+    for topic in videos.chunk_by(|a, b| a.topic == b.topic) {
         let mut topic: Vec<&Video> = topic.iter().collect();
         topic.shuffle(rng);
         for (part, share) in cells.iter_mut().zip(SHARES) {
@@ -102,13 +102,11 @@ fn rows(
 }
 
 fn question(video: &Video, rng: &mut impl Rng) -> String {
-    let topic = video.topic();
-    let tastes: Vec<&str> = topic.tastes.iter().copied().chain([topic.name]).collect();
-    let elsewhere = (video.topic_index + rng.random_range(1..TOPICS.len())) % TOPICS.len();
+    let elsewhere = (video.topic_index() + rng.random_range(1..TOPICS.len())) % TOPICS.len();
     let said = fill(
         FORMS.choose(rng).expect("forms"),
         &[
-            ("taste", pick(&tastes, rng)),
+            ("taste", video.topic().taste(rng)),
             ("level", pick(video.level.words(), rng)),
             ("length", pick(video.length.words(), rng)),
             ("other", pick(video.length.other().words(), rng)),

@@ -1,16 +1,30 @@
 //! The words of the scenario: topics with what their fans say, levels, lengths, qualities.
 
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
 /// One subject of the catalogue.
 #[derive(Debug)]
 pub(super) struct Topic {
     /// As in `cooking videos`.
     pub(super) name: &'static str,
-    /// What its fans say they like. The first two also stand in for the topic in sentences about
-    /// videos; the last is only ever *said to mean* the topic, so to use it a model must put two
-    /// facts together.
+    /// What its fans say they like: each stands in for the topic.
     pub(super) tastes: [&'static str; 3],
     /// First words of its titles, one for each (level, length).
     pub(super) nouns: [&'static str; 6],
+}
+
+impl Topic {
+    /// Its name or something its fans like, each as likely.
+    pub(super) fn taste(&self, rng: &mut impl Rng) -> &'static str {
+        let [first, second, third] = self.tastes;
+        pick(&[self.name, first, second, third], rng)
+    }
+}
+
+/// One of the words, each as likely.
+pub(super) fn pick<'a>(words: &[&'a str], rng: &mut impl Rng) -> &'a str {
+    words.choose(rng).expect("word lists are not empty")
 }
 
 macro_rules! topics {
