@@ -65,8 +65,8 @@ pub fn describe(folder: &Path) -> Result<Description> {
     let file = folder.join(DESCRIPTION);
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("`{}` is no adapter folder", folder.display()))?;
-    let description: Description = serde_json::from_str(&text)
-        .with_context(|| format!("`{}` is damaged", file.display()))?;
+    let description: Description =
+        serde_json::from_str(&text).with_context(|| format!("`{}` is damaged", file.display()))?;
     anyhow::ensure!(
         description.format == 1,
         "`{}` has format {}, this version reads format 1",
@@ -97,5 +97,9 @@ pub fn load(
         description.base_parameters
     );
     let file = folder.join(TENSORS);
-    Ok(state::restore(adapted, state::load(&file)?, &file.display().to_string())?)
+    Ok(state::restore(
+        adapted,
+        state::load(&file)?,
+        &file.display().to_string(),
+    )?)
 }

@@ -83,13 +83,25 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
     }
     let targets = if classes.is_empty() {
         let count = places.len();
-        Targets::Tokens { places: ints(places), next: ints(next), count }
+        Targets::Tokens {
+            places: ints(places),
+            next: ints(next),
+            count,
+        }
     } else {
-        assert_eq!(classes.len(), examples.len(), "a batch holds one kind of target");
+        assert_eq!(
+            classes.len(),
+            examples.len(),
+            "a batch holds one kind of target"
+        );
         Targets::Classes(ints(classes))
     };
     let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device);
-    TrainBatch { batch, targets, tokens: rows.iter().map(|row| row.len()).sum() }
+    TrainBatch {
+        batch,
+        targets,
+        tokens: rows.iter().map(|row| row.len()).sum(),
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +121,11 @@ mod tests {
     #[test]
     fn an_epoch_holds_every_example_once() {
         let examples = examples();
-        let mut seen: Vec<_> = epoch(&examples, 8, 3).concat().iter().map(|e| &e.input).collect();
+        let mut seen: Vec<_> = epoch(&examples, 8, 3)
+            .concat()
+            .iter()
+            .map(|e| &e.input)
+            .collect();
         seen.sort();
         seen.dedup();
         assert_eq!(seen.len(), 100);
@@ -119,7 +135,11 @@ mod tests {
     fn the_seed_decides_the_order() {
         let examples = examples();
         let order = |seed| -> Vec<String> {
-            epoch(&examples, 8, seed).concat().iter().map(|e| e.input.clone()).collect()
+            epoch(&examples, 8, seed)
+                .concat()
+                .iter()
+                .map(|e| e.input.clone())
+                .collect()
         };
         assert_eq!(order(1), order(1));
         assert_ne!(order(1), order(2));

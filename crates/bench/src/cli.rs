@@ -27,19 +27,34 @@ enum Verb {
     #[command(after_help = "Example:\n  peft-bench report results/sst2-minilm")]
     Report(verbs::report::Report),
     /// Train one method of a study and save its adapter.
-    #[command(after_help = "Example:\n  peft-bench train experiments/quickstart.toml \\\n    --method 'kind = \"lora\"\n              rank = 8' --out out/my-adapter")]
+    #[command(
+        after_help = "Example:\n  peft-bench train experiments/quickstart.toml \\\n    --method 'kind = \"lora\"\n              rank = 8' --out out/my-adapter"
+    )]
     Train(verbs::train::Train),
     /// Score a base model, with or without an adapter, on a study's dev and test data.
-    #[command(after_help = "Example:\n  peft-bench evaluate experiments/quickstart.toml --adapter out/my-adapter")]
+    #[command(
+        after_help = "Example:\n  peft-bench evaluate experiments/quickstart.toml --adapter out/my-adapter"
+    )]
     Evaluate(verbs::evaluate::Evaluate),
     /// Continue a prompt.
-    #[command(after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40")]
+    #[command(
+        after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40"
+    )]
     Generate(verbs::generate::Generate),
     /// Compute the logits of given token ids, for checking against another program.
-    #[command(after_help = "Example:\n  peft-bench logits --model DIR --inputs in.safetensors --out out.safetensors")]
+    #[command(
+        after_help = "Example:\n  peft-bench logits --model DIR --inputs in.safetensors --out out.safetensors"
+    )]
     Logits(verbs::logits::Logits),
+    /// Show the largest difference between the tensors of two safetensors files.
+    #[command(
+        after_help = "Example:\n  peft-bench compare ours.safetensors theirs.safetensors --tolerance 1e-4"
+    )]
+    Compare(verbs::compare::Compare),
     /// Count parameters of a base model and of a method on it.
-    #[command(after_help = "Example:\n  peft-bench params --shape distilgpt2 --method 'kind = \"lora\"\n  rank = 8'")]
+    #[command(
+        after_help = "Example:\n  peft-bench params --shape distilgpt2 --method 'kind = \"lora\"\n  rank = 8'"
+    )]
     Params(verbs::params::Params),
     /// List the methods, with paper, seam and parameter formula.
     #[command(after_help = "Example:\n  peft-bench methods --kind lora")]
@@ -72,8 +87,13 @@ impl Compute {
     /// # Errors
     /// If the number is zero, threads are running already, or the work fails.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        anyhow::ensure!(self.threads != Some(0), "`--threads` is 0, expected at least 1");
-        rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build_global()?;
+        anyhow::ensure!(
+            self.threads != Some(0),
+            "`--threads` is 0, expected at least 1"
+        );
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.unwrap_or(0))
+            .build_global()?;
         rayon::scope(|_| work())
     }
 }
@@ -116,6 +136,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Evaluate(args) => args.run(registry),
         Verb::Generate(args) => args.run(registry),
         Verb::Logits(args) => args.run(registry),
+        Verb::Compare(args) => args.run(),
         Verb::Params(args) => args.run(registry),
         Verb::Methods(args) => args.run(registry),
         Verb::Pretrain(args) => args.run(),
@@ -154,7 +175,10 @@ mod tests {
     fn every_verb_shows_an_example() {
         let command = Cli::command();
         for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = verb
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             assert!(help.contains("peft-bench"), "{}", verb.get_name());
         }
     }

@@ -76,11 +76,23 @@ pub fn tables(task: &Task) -> Result<Tables> {
             let scenario = Scenario::generate(source.scenario, &source.sizes)?;
             let parts = [&scenario.train, &scenario.dev, &scenario.test];
             let table = |(name, rows): (&str, &Vec<tasks::scenario::LmRow>)| -> Result<Table> {
-                let lines: Vec<_> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+                let lines: Vec<_> = rows
+                    .iter()
+                    .map(serde_json::to_string)
+                    .collect::<Result<_, _>>()?;
                 let (path, text) = (format!("scenario/{name}.jsonl"), lines.join("\n"));
-                Ok(parse(Path::new(&path), text.as_bytes(), tasks::read::Format::Jsonl, None)?)
+                Ok(parse(
+                    Path::new(&path),
+                    text.as_bytes(),
+                    tasks::read::Format::Jsonl,
+                    None,
+                )?)
             };
-            names.into_iter().zip(parts).map(table).collect::<Result<Vec<_>>>()?
+            names
+                .into_iter()
+                .zip(parts)
+                .map(table)
+                .collect::<Result<Vec<_>>>()?
         }
         DataSource::Files(files) => [&files.train, &files.dev, &files.test]
             .into_iter()
@@ -95,7 +107,10 @@ pub fn tables(task: &Task) -> Result<Tables> {
 impl Tables {
     /// SHA-256 of each split.
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        self.splits.iter().map(|(name, table)| (name.to_string(), table.sha256.clone())).collect()
+        self.splits
+            .iter()
+            .map(|(name, table)| (name.to_string(), table.sha256.clone()))
+            .collect()
     }
 
     /// The class names of a classification task, empty for completions.
@@ -103,11 +118,17 @@ impl Tables {
     /// # Errors
     /// If the labels make no classification.
     pub fn labels(&self, task: &Task) -> Result<Vec<String>> {
-        let Task::Classification { label, labels, .. } = task else { return Ok(Vec::new()) };
+        let Task::Classification { label, labels, .. } = task else {
+            return Ok(Vec::new());
+        };
         let train = &self.splits[0].1;
         Ok(match labels {
-            Some(names) => tasks::classify::Labels::new(names.clone())?.names().to_vec(),
-            None => tasks::classify::Labels::collect(train, label)?.names().to_vec(),
+            Some(names) => tasks::classify::Labels::new(names.clone())?
+                .names()
+                .to_vec(),
+            None => tasks::classify::Labels::collect(train, label)?
+                .names()
+                .to_vec(),
         })
     }
 }
@@ -124,8 +145,19 @@ pub fn encode(
     tokenizer: &Tokenizer,
 ) -> Result<Data> {
     let (examples, labels, eos, max_length, limit) = match task {
-        Task::Completion { prompt, completion, max_length, max_new_tokens, overlong, limit, .. } => {
-            ensure!(model.is_causal(), "a completion task needs a language model");
+        Task::Completion {
+            prompt,
+            completion,
+            max_length,
+            max_new_tokens,
+            overlong,
+            limit,
+            ..
+        } => {
+            ensure!(
+                model.is_causal(),
+                "a completion task needs a language model"
+            );
             let eos = source::eos(config, tokenizer)?;
             let lm = LmConfig {
                 prompt: prompt.clone(),
@@ -134,10 +166,27 @@ pub fn encode(
                 overlong: *overlong,
             };
             let examples = completions(&LmEncoder::new(lm, tokenizer, eos)?, tables)?;
-            (examples, Vec::new(), Some(eos), max_length + max_new_tokens, limit)
+            (
+                examples,
+                Vec::new(),
+                Some(eos),
+                max_length + max_new_tokens,
+                limit,
+            )
         }
-        Task::Classification { text, pair, label, labels, max_length, limit, .. } => {
-            ensure!(!model.is_causal(), "a classification task needs a model of the BERT family");
+        Task::Classification {
+            text,
+            pair,
+            label,
+            labels,
+            max_length,
+            limit,
+            ..
+        } => {
+            ensure!(
+                !model.is_causal(),
+                "a classification task needs a model of the BERT family"
+            );
             let class = ClassConfig {
                 text: text.clone(),
                 pair: pair.clone(),
@@ -167,7 +216,12 @@ fn completions(encoder: &LmEncoder, tables: &Tables) -> Result<Vec<Vec<Example>>
         expected: e.completion_text,
     };
     let split = |(_, table): &(_, Table)| {
-        Ok(encoder.encode(table)?.examples.into_iter().map(example).collect())
+        Ok(encoder
+            .encode(table)?
+            .examples
+            .into_iter()
+            .map(example)
+            .collect())
     };
     tables.splits.iter().map(split).collect()
 }
@@ -195,13 +249,30 @@ fn assemble(
     // The same draw for every trial: seeds vary training, not the question.
     const DRAW: u64 = 0;
     let limits = [limit.train, limit.dev, limit.test];
-    let mut parts = examples.into_iter().zip(limits).map(|(e, limit)| subsample(e, limit, DRAW));
+    let mut parts = examples
+        .into_iter()
+        .zip(limits)
+        .map(|(e, limit)| subsample(e, limit, DRAW));
     let mut next = || parts.next().unwrap_or_default();
-    let splits = Splits { train: next(), dev: next(), test: next() };
+    let splits = Splits {
+        train: next(),
+        dev: next(),
+        test: next(),
+    };
     let sizes = [splits.train.len(), splits.dev.len(), splits.test.len()];
-    let info = tables.splits.iter().zip(sizes).map(|((name, table), examples)| {
-        (name.to_string(), DataInfo { sha256: table.sha256.clone(), examples })
-    });
+    let info = tables
+        .splits
+        .iter()
+        .zip(sizes)
+        .map(|((name, table), examples)| {
+            (
+                name.to_string(),
+                DataInfo {
+                    sha256: table.sha256.clone(),
+                    examples,
+                },
+            )
+        });
     let info = info.collect();
     let twice = splits.duplicates();
     let warnings = (!twice.is_empty()).then(|| {
@@ -210,7 +281,13 @@ fn assemble(
             twice.dev_in_train, twice.test_in_train, twice.test_in_dev
         )
     });
-    Data { splits, labels, eos, info, warnings: warnings.into_iter().collect() }
+    Data {
+        splits,
+        labels,
+        eos,
+        info,
+        warnings: warnings.into_iter().collect(),
+    }
 }
 
 /// Everything a trial needs of its task, read from the model's folder and the data.

@@ -23,7 +23,9 @@ pub enum BenchError {
         reason: String,
     },
     /// A variable of a study without a value.
-    #[error("the study uses `${{{name}}}`; give it with `--var {name}=VALUE` or in the environment")]
+    #[error(
+        "the study uses `${{{name}}}`; give it with `--var {name}=VALUE` or in the environment"
+    )]
     Variable {
         /// Its name.
         name: String,
@@ -37,7 +39,9 @@ pub enum BenchError {
 pub(crate) fn with_suggestion(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let unknown = message.contains("unknown field") || message.contains("unknown variant");
-    let (Some(found), true) = (quoted.first(), unknown) else { return message.into() };
+    let (Some(found), true) = (quoted.first(), unknown) else {
+        return message.into();
+    };
     let near = quoted[1..]
         .iter()
         .map(|known| (strsim::jaro_winkler(found, known), known))

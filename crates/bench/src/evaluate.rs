@@ -8,8 +8,8 @@ use burn::tensor::Device;
 use models::{Choice, Generation, Model, generate};
 use peft_core::Adapted;
 use report::record::Prediction;
-use tasks::metric::{Metric, perplexity};
 use tasks::metric::{Confusion, corpus_bleu, exact_match, sentence_bleu, token_f1};
+use tasks::metric::{Metric, perplexity};
 use tokenizers::Tokenizer;
 
 use crate::batching::{Targets, by_length, collate};
@@ -53,7 +53,10 @@ impl Evaluator<'_> {
                     ("loss".to_string(), loss),
                     ("perplexity".to_string(), perplexity(loss)),
                 ]);
-                Ok(Scores { values, predictions: Vec::new() })
+                Ok(Scores {
+                    values,
+                    predictions: Vec::new(),
+                })
             }
             Task::Classification { .. } => self.classes(&model, examples),
         }
@@ -74,7 +77,9 @@ impl Evaluator<'_> {
 
     /// Mean loss of a target token (or example).
     fn mean_loss(&self, model: &Adapted<Model>, examples: &[Example]) -> f64 {
-        let trainee = Trainee { model: model.clone() };
+        let trainee = Trainee {
+            model: model.clone(),
+        };
         let (mut sum, mut count) = (0.0, 0.0);
         for indices in by_length(examples, self.batch_size) {
             let rows: Vec<_> = indices.iter().map(|index| &examples[*index]).collect();
@@ -111,18 +116,26 @@ impl Evaluator<'_> {
             (Metric::MacroF1.name().to_string(), confusion.macro_f1()),
             (Metric::Matthews.name().to_string(), confusion.matthews()),
         ]);
-        values.insert("loss".into(), losses.iter().sum::<f64>() / losses.len().max(1) as f64);
+        values.insert(
+            "loss".into(),
+            losses.iter().sum::<f64>() / losses.len().max(1) as f64,
+        );
         let predictions = predicted.iter().zip(&truth).map(|(p, t)| Prediction {
             predicted: self.data.labels[*p].clone(),
             expected: self.data.labels[*t].clone(),
             score: f64::from(u8::from(p == t)),
         });
-        Ok(Scores { values, predictions: predictions.collect() })
+        Ok(Scores {
+            values,
+            predictions: predictions.collect(),
+        })
     }
 
     /// Greedy answers to the examples' prompts.
     pub fn answers(&self, model: &Adapted<Model>, examples: &[Example]) -> Vec<String> {
-        let Task::Completion { max_new_tokens, .. } = self.task else { return Vec::new() };
+        let Task::Completion { max_new_tokens, .. } = self.task else {
+            return Vec::new();
+        };
         let generation = Generation {
             max_new_tokens: *max_new_tokens,
             eos: self.data.eos,
@@ -155,7 +168,10 @@ impl Evaluator<'_> {
             (Metric::ExactMatch.name().to_string(), mean(&exact)),
             (Metric::TokenF1.name().to_string(), mean(&token_f1)),
             // sacrebleu's scale ends at 100, the record's at 1.
-            (Metric::Bleu.name().to_string(), corpus_bleu(answers, &references)? / 100.0),
+            (
+                Metric::Bleu.name().to_string(),
+                corpus_bleu(answers, &references)? / 100.0,
+            ),
         ]);
         let metric = self.task.metric();
         let own = |answer: &str, expected: &str| match metric {

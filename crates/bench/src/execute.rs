@@ -31,32 +31,46 @@ pub trait Executor {
 }
 
 /// Runs each trial in a process of its own.
-pub struct Subprocess {
+pub struct Subprocess<'a> {
+    /// The methods trials may name.
+    pub registry: &'a Registry,
     /// Threads of the process.
     pub threads: Option<usize>,
     /// Whether it shows progress.
     pub quiet: bool,
 }
 
-impl Executor for Subprocess {
+impl Executor for Subprocess<'_> {
     fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        let out = store.folder().parent().context("records lie in a study folder")?;
-        command.arg("run-trial").arg("--out").arg(out).stdin(Stdio::piped());
+        let out = store
+            .folder()
+            .parent()
+            .context("records lie in a study folder")?;
+        command
+            .arg("run-trial")
+            .arg("--out")
+            .arg(out)
+            .stdin(Stdio::piped());
         if let Some(threads) = self.threads {
             command.args(["--threads", &threads.to_string()]);
         }
         if self.quiet {
             command.arg("--quiet");
         }
-        let mut child = command.spawn().context("cannot start a process for the trial")?;
-        serde_json::to_writer(child.stdin.take().context("the process has no input")?, trial)?;
+        let mut child = command
+            .spawn()
+            .context("cannot start a process for the trial")?;
+        serde_json::to_writer(
+            child.stdin.take().context("the process has no input")?,
+            trial,
+        )?;
         let status = child.wait()?;
         match store.find(&trial.hash)? {
             Some(record) if status.success() => Ok(record),
             _ => {
-                let record = died(trial, status)?;
+                let record = died(trial, self.registry, status)?;
                 store.append(&record)?;
                 Ok(record)
             }
@@ -65,16 +79,18 @@ impl Executor for Subprocess {
 }
 
 /// The record of a trial whose process ended without writing one.
-fn died(trial: &Trial, status: std::process::ExitStatus) -> Result<Record> {
+fn died(trial: &Trial, registry: &Registry, status: std::process::ExitStatus) -> Result<Record> {
     use std::os::unix::process::ExitStatusExt;
     // The kernel's out-of-memory killer sends signal 9; an allocation that fails aborts (6).
     let status = match status.signal() {
-        Some(signal @ (6 | 9)) => {
-            Status::Oom { reason: format!("the process was killed by signal {signal}") }
-        }
-        _ => Status::Failed { reason: format!("the process ended early: {status}") },
+        Some(signal @ (6 | 9)) => Status::Oom {
+            reason: format!("the process was killed by signal {signal}"),
+        },
+        _ => Status::Failed {
+            reason: format!("the process ended early: {status}"),
+        },
     };
-    empty_record(trial, &Registry::builtin(), status)
+    empty_record(trial, registry, status)
 }
 
 fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
@@ -92,6 +108,28 @@ fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Re
         predictions: Vec::new(),
         samples: Vec::new(),
     })
+}
+
+/// Runs a trial in this process and makes a record of whatever happens, errors and panics too.
+///
+/// # Errors
+/// If not even a record of the failure can be made.
+pub fn run_to_record(
+    trial: &Trial,
+    registry: &Registry,
+    progress: &mut dyn Progress,
+) -> Result<Record> {
+    let attempt = || run(trial, registry, None, progress);
+    let reason = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)) {
+        Ok(Ok(record)) => return Ok(record),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            format!("panic: {}", text.unwrap_or("of unknown kind"))
+        }
+    };
+    empty_record(trial, registry, Status::Failed { reason })
 }
 
 /// Runs a trial in this process. `save` names a folder for the trained adapter.
@@ -142,7 +180,14 @@ pub fn run(
         optimizer: 2 * trained,
         ..predicted
     };
-    match train(model, &trial.train, trial.seed, &training, &evaluator, progress) {
+    match train(
+        model,
+        &trial.train,
+        trial.seed,
+        &training,
+        &evaluator,
+        progress,
+    ) {
         Ok(outcome) => finish(&mut record, outcome, &evaluator, before, trial, save)?,
         Err(stopped) => record.status = status(stopped),
     }
@@ -156,7 +201,9 @@ fn status(stopped: Stopped) -> Status {
     match stopped {
         Stopped::Diverged { .. } => Status::Diverged { reason },
         Stopped::Timeout { .. } => Status::Timeout { reason },
-        Stopped::Other(error) => Status::Failed { reason: format!("{error:#}") },
+        Stopped::Other(error) => Status::Failed {
+            reason: format!("{error:#}"),
+        },
     }
 }
 
@@ -188,21 +235,36 @@ fn finish(
             after,
         })
         .collect();
-    record.scores = [("dev".to_string(), dev.values), ("test".to_string(), test.values)].into();
+    record.scores = [
+        ("dev".to_string(), dev.values),
+        ("test".to_string(), test.values),
+    ]
+    .into();
     record.predictions = test.predictions;
     record.curve = outcome.curve;
-    record.time = TimeInfo { eval_s: started.elapsed().as_secs_f64(), ..outcome.time };
+    record.time = TimeInfo {
+        eval_s: started.elapsed().as_secs_f64(),
+        ..outcome.time
+    };
     Ok(())
 }
 
 fn longest(data: &Data) -> usize {
-    data.splits.train.iter().map(|e| e.ids.len()).max().unwrap_or(0)
+    data.splits
+        .train
+        .iter()
+        .map(|e| e.ids.len())
+        .max()
+        .unwrap_or(0)
 }
 
 /// Answers of the untouched base to the first test prompts.
 fn sample_answers(evaluator: &Evaluator<'_>, model: &Model, count: usize) -> Vec<String> {
     let test = &evaluator.data.splits.test;
-    let base = Adapted { host: model.valid(), shared: None };
+    let base = Adapted {
+        host: model.valid(),
+        shared: None,
+    };
     if count == 0 || !model.is_causal() {
         return Vec::new();
     }
@@ -219,12 +281,23 @@ fn head(model: &Adapted<Model>) -> usize {
 
 fn budget(model: &Adapted<Model>, base: usize, head: usize) -> Budget {
     let (trainable, adapter_bytes) = trained_size(model);
-    let all: u64 = state::parameters(model).iter().map(|row| row.bytes as u64).sum();
+    let all: u64 = state::parameters(model)
+        .iter()
+        .map(|row| row.bytes as u64)
+        .sum();
     let unfrozen: u64 = {
-        let ids: std::collections::HashSet<_> =
-            model.host.geometry().params.into_iter().map(|p| p.id).collect();
+        let ids: std::collections::HashSet<_> = model
+            .host
+            .geometry()
+            .params
+            .into_iter()
+            .map(|p| p.id)
+            .collect();
         let rows = state::parameters(model);
-        rows.iter().filter(|r| r.trainable && ids.contains(&r.id)).map(|r| r.bytes as u64).sum()
+        rows.iter()
+            .filter(|r| r.trainable && ids.contains(&r.id))
+            .map(|r| r.bytes as u64)
+            .sum()
     };
     Budget {
         base: base as u64,
@@ -235,4 +308,3 @@ fn budget(model: &Adapted<Model>, base: usize, head: usize) -> Budget {
         adapter_bytes,
     }
 }
-

@@ -12,7 +12,7 @@ const PROGRAM: u64 = 40 << 20;
 /// Predicts the memory of a training run.
 ///
 /// Weights, gradients and optimizer states are exact; activations count what a transformer layer
-/// keeps for its backward pass, about 16 widths and 3 inner widths a token.
+/// keeps for its backward pass with fused operations, about 6 widths and 2 inner widths a token.
 pub fn predict(
     model: &Model,
     method: &dyn Method,
@@ -22,10 +22,18 @@ pub fn predict(
     let geometry = model.geometry();
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
-    let in_sites: usize = geometry.sites.iter().map(|site| site.d_in * site.d_out).sum();
+    let in_sites: usize = geometry
+        .sites
+        .iter()
+        .map(|site| site.d_in * site.d_out)
+        .sum();
     let dense = geometry.base_parameters() - in_sites;
     let packed = |numel| storage.map_or(numel * 4, |storage| storage.bytes(numel));
-    let sites: usize = geometry.sites.iter().map(|site| packed(site.d_in * site.d_out)).sum();
+    let sites: usize = geometry
+        .sites
+        .iter()
+        .map(|site| packed(site.d_in * site.d_out))
+        .sum();
     let base = (dense * 4 + sites) as u64;
     let trained = (method.parameters(&geometry) + new_head(&geometry)) as u64 * 4;
     let added = if method.unties_head() { trained } else { 0 };
@@ -49,8 +57,13 @@ fn new_head(geometry: &Geometry) -> usize {
 }
 
 fn activations(geometry: &Geometry, tokens: usize) -> u64 {
-    let inner = geometry.sites.iter().map(|site| site.d_in.max(site.d_out)).max().unwrap_or(0);
-    (4 * tokens * geometry.layers * (16 * geometry.width + 3 * inner)) as u64
+    let inner = geometry
+        .sites
+        .iter()
+        .map(|site| site.d_in.max(site.d_out))
+        .max()
+        .unwrap_or(0);
+    (4 * tokens * geometry.layers * (6 * geometry.width + 2 * inner)) as u64
 }
 
 /// Largest resident set of this process so far, in bytes; 0 where the system does not tell.
@@ -109,10 +122,16 @@ mod tests {
     fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
         let lora = peft_lora::Lora::default();
         let dense = predict(&model(), &lora, &StorageSpec::F32, 64);
-        let nf4 = StorageSpec::Nf4(peft_qlora::Nf4 { block_size: 64, double_quant: false });
+        let nf4 = StorageSpec::Nf4(peft_qlora::Nf4 {
+            block_size: 64,
+            double_quant: false,
+        });
         let packed = predict(&model(), &lora, &nf4, 64);
         let in_sites = 2 * 12 * 32 * 32;
-        assert_eq!(dense.base - packed.base, in_sites * 4 - in_sites / 2 - in_sites / 64 * 4);
+        assert_eq!(
+            dense.base - packed.base,
+            in_sites * 4 - in_sites / 2 - in_sites / 64 * 4
+        );
     }
 
     #[test]

@@ -49,12 +49,18 @@ pub fn pretrain(
 ) -> Result<f64> {
     let scenario = Scenario::generate(plan.scenario, &plan.sizes)?;
     let tokenizer = train_bpe(&scenario.corpus, plan.vocabulary)?;
-    let eos = tokenizer.token_to_id(END_OF_TEXT).context("the tokenizer has an end token")?;
+    let eos = tokenizer
+        .token_to_id(END_OF_TEXT)
+        .context("the tokenizer has an end token")?;
     let rows = pack(&scenario.corpus, &tokenizer, eos, plan.length)?;
     let held_out = rows.len() / 50 + 1;
     let (dev, train_rows) = rows.split_at(held_out);
     let data = Data {
-        splits: Splits { train: train_rows.to_vec(), dev: dev.to_vec(), test: Vec::new() },
+        splits: Splits {
+            train: train_rows.to_vec(),
+            dev: dev.to_vec(),
+            test: Vec::new(),
+        },
         labels: Vec::new(),
         eos: Some(eos),
         info: Default::default(),
@@ -88,7 +94,9 @@ pub fn pretrain(
 fn pack(corpus: &[String], tokenizer: &Tokenizer, eos: u32, length: usize) -> Result<Vec<Example>> {
     let mut ids = vec![eos];
     for sentence in corpus {
-        let encoding = tokenizer.encode(sentence.as_str(), false).map_err(|e| anyhow::anyhow!("{e}"))?;
+        let encoding = tokenizer
+            .encode(sentence.as_str(), false)
+            .map_err(|e| anyhow::anyhow!("{e}"))?;
         ids.extend_from_slice(encoding.get_ids());
         ids.push(eos);
     }
@@ -106,7 +114,10 @@ fn pack(corpus: &[String], tokenizer: &Tokenizer, eos: u32, length: usize) -> Re
 }
 
 fn task(plan: &Pretraining) -> Task {
-    let source = ScenarioSource { scenario: plan.scenario, sizes: plan.sizes.clone() };
+    let source = ScenarioSource {
+        scenario: plan.scenario,
+        sizes: plan.sizes.clone(),
+    };
     Task::Completion {
         data: DataSource::Scenario(source),
         prompt: String::new(),
@@ -132,7 +143,9 @@ fn write(
     config["bos_token_id"] = eos.into();
     config["eos_token_id"] = eos.into();
     models::save(&model.host, &config, out)?;
-    let text = tokenizer.to_string(false).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let text = tokenizer
+        .to_string(false)
+        .map_err(|e| anyhow::anyhow!("{e}"))?;
     peft_core::state::write_atomically(&out.join("tokenizer.json"), text.as_bytes())?;
     Ok(())
 }

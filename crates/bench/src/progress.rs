@@ -22,9 +22,16 @@ pub fn display(name: &str, quiet: bool) -> Box<dyn Progress> {
     if quiet {
         Box::new(Silent)
     } else if std::io::stderr().is_terminal() {
-        Box::new(Bar { name: name.into(), bar: ProgressBar::hidden() })
+        Box::new(Bar {
+            name: name.into(),
+            bar: ProgressBar::hidden(),
+        })
     } else {
-        Box::new(Lines { name: name.into(), steps: 0, shown: 0 })
+        Box::new(Lines {
+            name: name.into(),
+            steps: 0,
+            shown: 0,
+        })
     }
 }
 
@@ -47,11 +54,14 @@ impl Progress for Bar {
     fn start(&mut self, steps: usize) {
         let template = "{prefix:28!} {bar:30} {pos}/{len} {msg} ETA {eta}";
         let style = ProgressStyle::with_template(template).expect("the template is valid");
-        self.bar = ProgressBar::new(steps as u64).with_style(style).with_prefix(self.name.clone());
+        self.bar = ProgressBar::new(steps as u64)
+            .with_style(style)
+            .with_prefix(self.name.clone());
     }
     fn step(&mut self, step: usize, loss: f32, tokens_per_s: f64) {
         self.bar.set_position(step as u64);
-        self.bar.set_message(format!("loss {loss:.3} {tokens_per_s:.0} tok/s"));
+        self.bar
+            .set_message(format!("loss {loss:.3} {tokens_per_s:.0} tok/s"));
     }
     fn evaluated(&mut self, _epochs: f64, _dev: &BTreeMap<String, f64>) {}
     fn finish(&mut self) {
@@ -79,8 +89,15 @@ impl Progress for Lines {
         }
     }
     fn evaluated(&mut self, epochs: f64, dev: &BTreeMap<String, f64>) {
-        let scores: Vec<_> = dev.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        eprintln!("{}: epoch {epochs:.2}, dev {}", self.name, scores.join(", "));
+        let scores: Vec<_> = dev
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.4}"))
+            .collect();
+        eprintln!(
+            "{}: epoch {epochs:.2}, dev {}",
+            self.name,
+            scores.join(", ")
+        );
     }
     fn finish(&mut self) {}
 }

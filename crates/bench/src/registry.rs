@@ -41,7 +41,10 @@ impl Entry {
             info: M::INFO,
             parse: |value| Ok(Arc::new(serde_json::from_value::<M>(value)?)),
             example: || {
-                let example = M::examples().into_iter().next().expect("at least one example");
+                let example = M::examples()
+                    .into_iter()
+                    .next()
+                    .expect("at least one example");
                 serde_json::to_value(example).expect("configurations serialise")
             },
         }
@@ -84,12 +87,24 @@ impl Registry {
     /// # Errors
     /// If there is none; the error lists the known kinds.
     pub fn entry(&self, kind: &str) -> Result<&Entry, BenchError> {
-        self.0.iter().find(|entry| entry.info.kind == kind).ok_or_else(|| {
-            let known: Vec<_> = self.0.iter().map(|e| format!("`{}`", e.info.kind)).collect();
-            let message =
-                format!("unknown variant `{kind}`, expected one of {}", known.join(", "));
-            BenchError::Method { place: format!("`{kind}`"), reason: with_suggestion(&message) }
-        })
+        self.0
+            .iter()
+            .find(|entry| entry.info.kind == kind)
+            .ok_or_else(|| {
+                let known: Vec<_> = self
+                    .0
+                    .iter()
+                    .map(|e| format!("`{}`", e.info.kind))
+                    .collect();
+                let message = format!(
+                    "unknown variant `{kind}`, expected one of {}",
+                    known.join(", ")
+                );
+                BenchError::Method {
+                    place: format!("`{kind}`"),
+                    reason: with_suggestion(&message),
+                }
+            })
     }
 
     /// The method of a kind with this configuration.
@@ -130,8 +145,14 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_lists_the_known_ones_and_suggests_the_nearest() {
-        let error = Registry::builtin().parse("lroa", &Value::Null).unwrap_err().to_string();
-        assert!(error.contains("`houlsby`") && error.contains("did you mean `lora`"), "{error}");
+        let error = Registry::builtin()
+            .parse("lroa", &Value::Null)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`houlsby`") && error.contains("did you mean `lora`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -155,10 +176,14 @@ mod tests {
                     self.model.geometry()
                 }
                 fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self {
-                    Self { model: self.model.rebuild(surgeon) }
+                    Self {
+                        model: self.model.rebuild(surgeon),
+                    }
                 }
                 fn untie_head(self) -> Self {
-                    Self { model: self.model.untie_head() }
+                    Self {
+                        model: self.model.untie_head(),
+                    }
                 }
             }
             impl ContractHost for $name {

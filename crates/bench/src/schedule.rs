@@ -29,7 +29,13 @@ pub struct Schedule {
 impl Schedule {
     /// `warmup` steps from zero to `peak`, then the decay until `steps`.
     pub fn new(decay: Decay, peak: f64, warmup: usize, steps: usize) -> Self {
-        Self { decay, peak, warmup, steps, taken: 0 }
+        Self {
+            decay,
+            peak,
+            warmup,
+            steps,
+            taken: 0,
+        }
     }
 
     /// The learning rate of a step, counted from 0.

@@ -31,7 +31,10 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
         "bert-base" => Model::random_bert(bert(Bert, 12, 768, 12, 3072)?, init)?,
         "distilbert" => Model::random_bert(bert(Distilbert, 6, 768, 12, 3072)?, init)?,
         "minilm" => Model::random_bert(bert(Bert, 6, 384, 12, 1536)?, init)?,
-        _ => anyhow::bail!("no shape is called `{name}`; there are {}", SHAPES.join(", ")),
+        _ => anyhow::bail!(
+            "no shape is called `{name}`; there are {}",
+            SHAPES.join(", ")
+        ),
     })
 }
 
@@ -88,15 +91,19 @@ pub fn fingerprint(folder: &Path) -> Result<String> {
         .with_context(|| format!("cannot read `{}`", folder.display()))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .to_string();
             name.ends_with(".safetensors") || name == "config.json" || name == "tokenizer.json"
         })
         .collect();
     files.sort();
     let mut hasher = sha2::Sha256::new();
     for file in files {
-        let bytes = std::fs::read(&file)
-            .with_context(|| format!("cannot read `{}`", file.display()))?;
+        let bytes =
+            std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
         hasher.update(bytes);
     }
     Ok(hex(&hasher.finalize()))

@@ -258,7 +258,10 @@ impl Study {
     /// # Errors
     /// If the file cannot be read or parsed, holds an unknown key, or uses a variable without value.
     pub fn load(file: &Path, variables: &BTreeMap<String, String>) -> Result<Self, BenchError> {
-        let error = |reason: String| BenchError::Study { file: file.into(), reason };
+        let error = |reason: String| BenchError::Study {
+            file: file.into(),
+            reason,
+        };
         let text = std::fs::read_to_string(file).map_err(|e| error(e.to_string()))?;
         let mut study: Study =
             toml::from_str(&text).map_err(|e| error(with_suggestion(&e.to_string())))?;
@@ -294,12 +297,21 @@ impl Study {
         }
         if !(0.0..1.0).contains(&train.warmup) {
             let found = train.warmup;
-            return Err(format!("`train.warmup` is {found}, expected a share from 0 to below 1"));
+            return Err(format!(
+                "`train.warmup` is {found}, expected a share from 0 to below 1"
+            ));
         }
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
-        let rates = rates.chain([&train.learning_rate]).flat_map(OneOrMany::values);
-        match rates.into_iter().find(|rate| !(*rate > 0.0 && rate.is_finite())) {
-            Some(rate) => Err(format!("`learning_rate` is {rate}, expected a number above 0")),
+        let rates = rates
+            .chain([&train.learning_rate])
+            .flat_map(OneOrMany::values);
+        match rates
+            .into_iter()
+            .find(|rate| !(*rate > 0.0 && rate.is_finite()))
+        {
+            Some(rate) => Err(format!(
+                "`learning_rate` is {rate}, expected a number above 0"
+            )),
             None => Ok(()),
         }
     }
@@ -311,7 +323,10 @@ fn fill(text: &str, variables: &BTreeMap<String, String>) -> Result<PathBuf, Ben
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         let (name, after) = after.split_once('}').unwrap_or((after, ""));
-        let value = variables.get(name).cloned().or_else(|| std::env::var(name).ok());
+        let value = variables
+            .get(name)
+            .cloned()
+            .or_else(|| std::env::var(name).ok());
         filled += before;
         filled += &value.ok_or_else(|| BenchError::Variable { name: name.into() })?;
         rest = after;
@@ -343,7 +358,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("study.toml");
         std::fs::write(&file, text).unwrap();
-        let pairs = variables.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+        let pairs = variables
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()));
         Study::load(&file, &pairs.collect())
     }
 
@@ -351,13 +368,21 @@ mod tests {
     fn variables_are_filled_in_and_paths_start_at_the_file() {
         let study = load(STUDY, &[("BASE", "/models")]).unwrap();
         assert_eq!(study.model, "/models/model");
-        let Task::Classification { data: DataSource::Files(files), .. } = study.task else { panic!() };
+        let Task::Classification {
+            data: DataSource::Files(files),
+            ..
+        } = study.task
+        else {
+            panic!()
+        };
         assert!(files.train.ends_with("a.tsv") && files.train.len() > 5);
     }
 
     #[test]
     fn a_variable_without_value_is_an_error_that_says_how_to_give_it() {
-        let error = load(&STUDY.replace("BASE", "NO_SUCH_VAR"), &[]).unwrap_err().to_string();
+        let error = load(&STUDY.replace("BASE", "NO_SUCH_VAR"), &[])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--var NO_SUCH_VAR="), "{error}");
     }
 
@@ -365,7 +390,10 @@ mod tests {
     fn a_misspelt_key_is_an_error_with_a_suggestion_and_a_line() {
         let text = STUDY.replace("question", "qestion");
         let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
-        assert!(error.contains("did you mean `question`") && error.contains("line 3"), "{error}");
+        assert!(
+            error.contains("did you mean `question`") && error.contains("line 3"),
+            "{error}"
+        );
     }
 
     #[test]

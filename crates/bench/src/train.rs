@@ -88,7 +88,10 @@ impl Plan {
         let batches = examples.div_ceil(config.batch_size).max(1);
         let steps_per_epoch = batches.div_ceil(config.accumulation);
         let evaluate_every = batches.div_ceil(config.evaluations_per_epoch);
-        Self { steps: steps_per_epoch * config.epochs, evaluate_every }
+        Self {
+            steps: steps_per_epoch * config.epochs,
+            evaluate_every,
+        }
     }
 }
 
@@ -163,7 +166,11 @@ impl<'a> Run<'a> {
         for group in batches.chunks(self.config.accumulation) {
             self.optimizer_step(group)?;
             done += group.len();
-            progress.step(self.step, *self.recent.last().unwrap_or(&f32::NAN), self.tokens_per_s());
+            progress.step(
+                self.step,
+                *self.recent.last().unwrap_or(&f32::NAN),
+                self.tokens_per_s(),
+            );
             let before = (done - group.len()) / self.plan.evaluate_every;
             let epochs = pass as f64 + done as f64 / batches.len() as f64;
             if done / self.plan.evaluate_every > before || done == batches.len() {
@@ -209,10 +216,16 @@ impl<'a> Run<'a> {
         self.recent.push(loss);
         let minutes = self.config.timeout_minutes;
         if !loss.is_finite() {
-            return Err(Stopped::Diverged { step: self.step, loss });
+            return Err(Stopped::Diverged {
+                step: self.step,
+                loss,
+            });
         }
         if minutes > 0.0 && self.started.elapsed().as_secs_f64() > minutes * 60.0 {
-            return Err(Stopped::Timeout { step: self.step, minutes });
+            return Err(Stopped::Timeout {
+                step: self.step,
+                minutes,
+            });
         }
         Ok(())
     }
@@ -245,7 +258,10 @@ impl<'a> Run<'a> {
 
     fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
         let model = self.learner.model().model;
-        let dev = self.evaluator.quick(&model, &self.evaluator.data.splits.dev)?.values;
+        let dev = self
+            .evaluator
+            .quick(&model, &self.evaluator.data.splits.dev)?
+            .values;
         progress.evaluated(epochs, &dev);
         let score = self.dev_score(&dev);
         self.point(epochs, Some(dev));
@@ -281,11 +297,19 @@ impl<'a> Run<'a> {
             }
             None => model,
         };
-        Outcome { model, curve: self.curve, time }
+        Outcome {
+            model,
+            curve: self.curve,
+            time,
+        }
     }
 
     fn time(&self) -> TimeInfo {
-        let mut times: Vec<f64> = self.step_times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
+        let mut times: Vec<f64> = self
+            .step_times
+            .iter()
+            .map(|t| t.as_secs_f64() * 1e3)
+            .collect();
         times.sort_by(f64::total_cmp);
         let quantile = |q: f64| match times.len() {
             0 => 0.0,
@@ -314,5 +338,7 @@ pub fn seed_device(seed: u64, device: &Device) {
 pub fn trained_size<M: Module>(module: &M) -> (u64, u64) {
     let rows = state::parameters(module);
     let trained = rows.iter().filter(|row| row.trainable);
-    trained.fold((0, 0), |(n, bytes), row| (n + row.numel() as u64, bytes + row.bytes as u64))
+    trained.fold((0, 0), |(n, bytes), row| {
+        (n + row.numel() as u64, bytes + row.bytes as u64)
+    })
 }

@@ -78,7 +78,9 @@ pub fn clip_global_norm<M: Module>(
     struct Norm<'a>(&'a GradientsParams, Option<Tensor<1>>);
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(grad) = self.0.get::<D>(param.id) else { return };
+            let Some(grad) = self.0.get::<D>(param.id) else {
+                return;
+            };
             let square = grad.square().sum();
             self.1 = Some(match self.1.take() {
                 Some(sum) => sum + square,
@@ -89,14 +91,20 @@ pub fn clip_global_norm<M: Module>(
     struct Scale(GradientsParams, Tensor<1>);
     impl ModuleVisitor for Scale {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(grad) = self.0.remove::<D>(param.id) else { return };
-            self.0.register(param.id, grad * self.1.clone().reshape([1; D]));
+            let Some(grad) = self.0.remove::<D>(param.id) else {
+                return;
+            };
+            self.0
+                .register(param.id, grad * self.1.clone().reshape([1; D]));
         }
     }
     let mut norm = Norm(&grads, None);
     module.visit(&mut norm);
     let Some(square) = norm.1 else { return grads };
-    let factor = (square.sqrt() + 1e-6).recip().mul_scalar(limit).clamp_max(1.0);
+    let factor = (square.sqrt() + 1e-6)
+        .recip()
+        .mul_scalar(limit)
+        .clamp_max(1.0);
     let mut scale = Scale(grads, factor);
     module.visit(&mut scale);
     scale.0
@@ -110,15 +118,32 @@ mod tests {
 
     fn clipped(limit: f64) -> Vec<f32> {
         let device = Device::flex();
-        let module = Dense::new(Tensor::zeros([1, 2], &device), Some(Tensor::zeros([2], &device)));
+        let module = Dense::new(
+            Tensor::zeros([1, 2], &device),
+            Some(Tensor::zeros([2], &device)),
+        );
         let mut grads = GradientsParams::new();
-        grads.register(module.weight.id, Tensor::<2>::from_data([[3.0, 0.0]], &device));
+        grads.register(
+            module.weight.id,
+            Tensor::<2>::from_data([[3.0, 0.0]], &device),
+        );
         let bias = module.bias.as_ref().unwrap();
         grads.register(bias.id, Tensor::<1>::from_data([0.0, 4.0], &device));
         let grads = clip_global_norm(&module, grads, limit);
-        let mut values: Vec<f32> =
-            grads.get::<2>(module.weight.id).unwrap().into_data().try_to_vec().unwrap();
-        values.extend(grads.get::<1>(bias.id).unwrap().into_data().try_to_vec::<f32>().unwrap());
+        let mut values: Vec<f32> = grads
+            .get::<2>(module.weight.id)
+            .unwrap()
+            .into_data()
+            .try_to_vec()
+            .unwrap();
+        values.extend(
+            grads
+                .get::<1>(bias.id)
+                .unwrap()
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap(),
+        );
         values
     }
 
@@ -126,7 +151,13 @@ mod tests {
     fn the_norm_is_taken_over_all_parameters_together() {
         let values = clipped(1.0);
         let expected = [0.6, 0.0, 0.0, 0.8];
-        assert!(values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{values:?}");
+        assert!(
+            values
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-5),
+            "{values:?}"
+        );
     }
 
     #[test]

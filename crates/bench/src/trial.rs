@@ -145,9 +145,15 @@ pub fn expand(
         for sized in sizes(row, registry, place + 1)? {
             if !labels.insert(sized.label.clone()) {
                 let reason = format!("is the second named `{}`; give it a `name`", sized.label);
-                return Err(BenchError::Method { place: (place + 1).to_string(), reason });
+                return Err(BenchError::Method {
+                    place: (place + 1).to_string(),
+                    reason,
+                });
             }
-            let rates = row.learning_rate.as_ref().unwrap_or(&study.train.learning_rate);
+            let rates = row
+                .learning_rate
+                .as_ref()
+                .unwrap_or(&study.train.learning_rate);
             for rate in rates.values() {
                 for seed in &study.seeds {
                     let trial = resolve(study, row, &sized, rate, *seed, device);
@@ -193,11 +199,16 @@ fn resolve(
 
 /// The row at each of its sizes, every configuration accepted by the registry.
 fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized>, BenchError> {
-    let at = |reason: String| BenchError::Method { place: format!("{place} (`{}`)", row.kind), reason };
+    let at = |reason: String| BenchError::Method {
+        place: format!("{place} (`{}`)", row.kind),
+        reason,
+    };
     let info = registry.entry(&row.kind)?.info;
     let mut config: serde_json::Map<String, Value> = row.config.clone().into_iter().collect();
     let storage = storage(row, &mut config).map_err(at)?;
-    let swept = info.size_key.and_then(|key| config.get(key).cloned().map(|value| (key, value)));
+    let swept = info
+        .size_key
+        .and_then(|key| config.get(key).cloned().map(|value| (key, value)));
     let variants = match swept {
         Some((key, Value::Array(values))) => values.into_iter().map(|v| Some((key, v))).collect(),
         Some((key, value)) => vec![Some((key, value))],
@@ -210,9 +221,14 @@ fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized
                 config.insert((*key).to_string(), value.clone());
             }
             let config = Value::Object(config.clone());
-            let method = registry.parse(&row.kind, &config).map_err(|e| at(e.to_string()))?;
+            let method = registry
+                .parse(&row.kind, &config)
+                .map_err(|e| at(e.to_string()))?;
             let size = method.size().zip(info.size_key);
-            let size = size.map(|(value, name)| Size { name: name.into(), value });
+            let size = size.map(|(value, name)| Size {
+                name: name.into(),
+                value,
+            });
             Ok(name(row, info.name, config, size, storage.clone()))
         })
         .collect()
@@ -234,8 +250,17 @@ fn name(
         Some(size) if size.name == "rank" => format!("{family} r{}", size.value),
         Some(size) => format!("{family} {}", size.value),
     };
-    let slug = label.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    Sized { label, family, slug, config, size, storage }
+    let slug = label
+        .to_lowercase()
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    Sized {
+        label,
+        family,
+        slug,
+        config,
+        size,
+        storage,
+    }
 }
 
 /// The row's storage, its keys taken out of the method's.
@@ -247,7 +272,9 @@ fn storage(
         None | Some("f32") => Ok(StorageSpec::F32),
         Some("nf4") => {
             let keys = ["block_size", "double_quant"];
-            let own = keys.iter().filter_map(|key| Some((key.to_string(), config.remove(*key)?)));
+            let own = keys
+                .iter()
+                .filter_map(|key| Some((key.to_string(), config.remove(*key)?)));
             let nf4: Nf4 = serde_json::from_value(Value::Object(own.collect()))
                 .map_err(|e| with_suggestion(&e.to_string()))?;
             nf4.check().map_err(|e| e.to_string())?;
@@ -268,7 +295,10 @@ pub fn single(
     let mut sized = sizes(row, registry, 1)?;
     match (sized.pop(), sized.is_empty()) {
         (Some(only), true) => Ok((row.kind.clone(), only.config, only.storage)),
-        _ => Err(BenchError::Method { place: row.kind.clone(), reason: "give one size".into() }),
+        _ => Err(BenchError::Method {
+            place: row.kind.clone(),
+            reason: "give one size".into(),
+        }),
     }
 }
 
@@ -313,7 +343,12 @@ mod tests {
     }
 
     fn expanded(methods: &str) -> Result<Vec<Trial>, BenchError> {
-        expand(&study(methods), &Registry::builtin(), "cpu", &BTreeMap::new())
+        expand(
+            &study(methods),
+            &Registry::builtin(),
+            "cpu",
+            &BTreeMap::new(),
+        )
     }
 
     #[test]
@@ -330,22 +365,34 @@ mod tests {
     #[test]
     fn the_same_study_expands_to_the_same_hashes() {
         let method = "[[method]]\nkind = \"houlsby\"\nbottleneck = 4";
-        assert_eq!(expanded(method).unwrap()[0].hash, expanded(method).unwrap()[0].hash);
+        assert_eq!(
+            expanded(method).unwrap()[0].hash,
+            expanded(method).unwrap()[0].hash
+        );
     }
 
     #[test]
     fn storage_is_an_axis_beside_the_method() {
-        let method = "[[method]]\nkind = \"pfeiffer\"\nbottleneck = 4\nstorage = \"nf4\"\nblock_size = 128";
+        let method =
+            "[[method]]\nkind = \"pfeiffer\"\nbottleneck = 4\nstorage = \"nf4\"\nblock_size = 128";
         let trial = &expanded(method).unwrap()[0];
-        let nf4 = Nf4 { block_size: 128, double_quant: true };
+        let nf4 = Nf4 {
+            block_size: 128,
+            double_quant: true,
+        };
         assert_eq!(trial.storage, StorageSpec::Nf4(nf4));
         assert_eq!(trial.label, "Pfeiffer nf4+dq 4");
     }
 
     #[test]
     fn a_misspelt_key_of_a_method_names_the_row_and_the_nearest_key() {
-        let error = expanded("[[method]]\nkind = \"lora\"\nrnak = 8").unwrap_err().to_string();
-        assert!(error.contains("method 1") && error.contains("did you mean `rank`"), "{error}");
+        let error = expanded("[[method]]\nkind = \"lora\"\nrnak = 8")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("method 1") && error.contains("did you mean `rank`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -41,13 +41,23 @@ impl Batch {
     ///
     /// # Panics
     /// If there is no row, or all are empty.
-    pub fn new(rows: &[&[u32]], pad: u32, side: Side, positions: Positions, device: &Device) -> Self {
+    pub fn new(
+        rows: &[&[u32]],
+        pad: u32,
+        side: Side,
+        positions: Positions,
+        device: &Device,
+    ) -> Self {
         let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
         assert!(length > 0, "a batch needs at least one token");
         let (mut ids, mut mask) = (Vec::new(), Vec::new());
         for row in rows {
             let padding = length - row.len();
-            let (before, after) = if side == Side::Left { (padding, 0) } else { (0, padding) };
+            let (before, after) = if side == Side::Left {
+                (padding, 0)
+            } else {
+                (0, padding)
+            };
             ids.extend(std::iter::repeat_n(pad, before));
             ids.extend_from_slice(row);
             ids.extend(std::iter::repeat_n(pad, after));
@@ -71,7 +81,10 @@ impl Batch {
     ) -> Self {
         assert!(rows > 0 && ids.len() == mask.len() && ids.len().is_multiple_of(rows));
         let shape = [rows, ids.len() / rows];
-        let numbered = mask.chunks(shape[1]).flat_map(|row| number(row, positions)).collect();
+        let numbered = mask
+            .chunks(shape[1])
+            .flat_map(|row| number(row, positions))
+            .collect();
         let int = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, shape), device);
         let padded = mask.contains(&0.0);
         Self {
@@ -107,7 +120,10 @@ mod tests {
     #[test]
     fn short_rows_are_padded_on_the_side_asked_for() {
         let rows: [&[u32]; 2] = [&[5, 6, 7], &[8]];
-        let positions = Positions::RealTokens { start: 0, padding: 0 };
+        let positions = Positions::RealTokens {
+            start: 0,
+            padding: 0,
+        };
         let batch = Batch::new(&rows, 9, Side::Left, positions, &Device::flex());
         let ids: Vec<i64> = batch.ids.into_data().convert::<i64>().try_to_vec().unwrap();
         assert_eq!(ids, [5, 6, 7, 9, 9, 8]);
@@ -117,7 +133,10 @@ mod tests {
 
     #[test]
     fn roberta_counts_real_tokens_from_behind_the_padding_id() {
-        let positions = Positions::RealTokens { start: 2, padding: 1 };
+        let positions = Positions::RealTokens {
+            start: 2,
+            padding: 1,
+        };
         assert_eq!(number(&[1.0, 1.0, 0.0], positions), [2, 3, 1]);
     }
 

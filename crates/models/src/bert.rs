@@ -70,13 +70,22 @@ impl Bert {
         let (d, names) = (config.width, config.family.names());
         let embedding = |name: &str| format!("{}embeddings.{name}", names.body);
         let words = b.embedding(&embedding("word_embeddings.weight"), config.vocab_size, d);
-        let positions =
-            b.embedding(&embedding("position_embeddings.weight"), config.max_positions, d);
+        let positions = b.embedding(
+            &embedding("position_embeddings.weight"),
+            config.max_positions,
+            d,
+        );
         let types = (config.type_vocab_size > 0).then(|| {
-            b.embedding(&embedding("token_type_embeddings.weight"), config.type_vocab_size, d)
+            b.embedding(
+                &embedding("token_type_embeddings.weight"),
+                config.type_vocab_size,
+                d,
+            )
         });
         let norm = b.norm(&embedding("LayerNorm"), d, config.eps);
-        let layers = (0..config.layers).map(|i| Layer::build(i, &config, &mut b)).collect();
+        let layers = (0..config.layers)
+            .map(|i| Layer::build(i, &config, &mut b))
+            .collect();
         b.enter_layer(None);
         let pooler = names
             .pooler
@@ -188,14 +197,24 @@ impl Layer {
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         let output = self.output.forward(attended, pass);
-        let x = add_and_norm(x, output, self.after_attention.as_ref(), &self.attention_norm, pass);
+        let x = add_and_norm(
+            x,
+            output,
+            self.after_attention.as_ref(),
+            &self.attention_norm,
+            pass,
+        );
         let h = self.activation.forward(self.up.forward(x.clone(), pass));
         let output = self.down.forward(h, pass);
         add_and_norm(x, output, self.after_mlp.as_ref(), &self.mlp_norm, pass)
     }
 
     fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
-        let sites: Vec<_> = plan.sites.iter().filter(|site| site.layer == layer).collect();
+        let sites: Vec<_> = plan
+            .sites
+            .iter()
+            .filter(|site| site.layer == layer)
+            .collect();
         let [query, key, value, output, up, down] = sites[..] else {
             unreachable!("a layer has six linear layers")
         };
@@ -221,7 +240,11 @@ fn add_and_norm(
     pass: &Pass<'_>,
 ) -> Tensor<3> {
     let normalise = |x| norm.forward(x);
-    let sublayer = Sublayer { residual: residual.clone(), output, norm: Some(&normalise) };
+    let sublayer = Sublayer {
+        residual: residual.clone(),
+        output,
+        norm: Some(&normalise),
+    };
     norm.forward(residual + TapSlot::apply(tap, sublayer, pass))
 }
 
@@ -240,7 +263,9 @@ impl Host for Bert {
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
         let layers = self.layers.into_iter().enumerate();
-        self.layers = layers.map(|(i, layer)| layer.rebuild(i, &plan, surgeon)).collect();
+        self.layers = layers
+            .map(|(i, layer)| layer.rebuild(i, &plan, surgeon))
+            .collect();
         self
     }
 }

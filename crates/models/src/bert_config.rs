@@ -68,7 +68,11 @@ impl BertConfig {
             heads: number(pick("num_attention_heads", "n_heads"))?,
             inner: number(pick("intermediate_size", "hidden_dim"))?,
             max_positions: number(max_positions)?,
-            type_vocab_size: if distil { 0 } else { number("type_vocab_size")? },
+            type_vocab_size: if distil {
+                0
+            } else {
+                number("type_vocab_size")?
+            },
             eps: eps.unwrap_or(1e-12),
             activation: fields.activation(pick("hidden_act", "activation"))?,
             pad_token_id: json["pad_token_id"].as_u64().unwrap_or(default_pad) as usize,
@@ -90,7 +94,9 @@ impl BertConfig {
 }
 
 fn labels(json: &Value) -> usize {
-    let named = json["id2label"].as_object().map(|labels| labels.len() as u64);
+    let named = json["id2label"]
+        .as_object()
+        .map(|labels| labels.len() as u64);
     json["num_labels"].as_u64().or(named).unwrap_or(2) as usize
 }
 
@@ -107,14 +113,21 @@ impl Fields<'_> {
             value => value.to_string(),
         };
         let (file, key) = (self.file.into(), key.into());
-        ModelError::Config { file, key, found, expected: expected.into() }
+        ModelError::Config {
+            file,
+            key,
+            found,
+            expected: expected.into(),
+        }
     }
 
     fn number(&self, key: &str) -> Result<usize, ModelError> {
         // The limit only keeps sums of sizes from overflowing; real models are far below it.
         let plausible = |n: &u64| *n < 1 << 32;
         let number = self.json[key].as_u64().filter(plausible);
-        number.map(|n| n as usize).ok_or_else(|| self.error(key, "a whole number below 2^32"))
+        number
+            .map(|n| n as usize)
+            .ok_or_else(|| self.error(key, "a whole number below 2^32"))
     }
 
     fn activation(&self, key: &str) -> Result<Activation, ModelError> {
@@ -157,7 +170,13 @@ impl Names {
     /// Whether a checkpoint may hold this tensor without the classifier using it: buffers, and the
     /// heads of the pretraining tasks.
     pub(crate) fn ignores(&self, name: &str) -> bool {
-        let pretraining = ["cls.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."];
+        let pretraining = [
+            "cls.",
+            "lm_head.",
+            "vocab_transform.",
+            "vocab_layer_norm.",
+            "vocab_projector.",
+        ];
         name.ends_with("position_ids")
             || pretraining.iter().any(|prefix| name.starts_with(prefix))
             || (self.pooler.is_none() && name.contains("pooler."))

@@ -68,7 +68,15 @@ impl<'a> Builder<'a> {
 
     fn new(source: Source, body: &'static str, init: &'a mut Init) -> Self {
         let plan = Plan::default();
-        Self { source, init, body, layer: None, plan, problems: Vec::new(), new: Vec::new() }
+        Self {
+            source,
+            init,
+            body,
+            layer: None,
+            plan,
+            problems: Vec::new(),
+            new: Vec::new(),
+        }
     }
 
     /// Marks what follows as part of this transformer layer.
@@ -82,16 +90,22 @@ impl<'a> Builder<'a> {
             Source::Random => true,
             Source::Checkpoint(tensors) => {
                 tensors.contains_key(name)
-                    || name.strip_prefix(self.body).is_some_and(|n| tensors.contains_key(n))
+                    || name
+                        .strip_prefix(self.body)
+                        .is_some_and(|n| tensors.contains_key(n))
             }
         }
     }
 
     /// The tensor of a checkpoint under its full name or without the body's prefix.
     fn take(&mut self, name: &str) -> Option<TensorData> {
-        let Source::Checkpoint(tensors) = &mut self.source else { return None };
+        let Source::Checkpoint(tensors) = &mut self.source else {
+            return None;
+        };
         let bare = name.strip_prefix(self.body);
-        tensors.remove(name).or_else(|| bare.and_then(|bare| tensors.remove(bare)))
+        tensors
+            .remove(name)
+            .or_else(|| bare.and_then(|bare| tensors.remove(bare)))
     }
 
     /// A tensor as the checkpoint keeps it; `fresh` makes it where the source is random.
@@ -108,18 +122,30 @@ impl<'a> Builder<'a> {
             None => self.problems.push(format!("missing `{name}` {shape:?}")),
             Some(data) if data.shape().to_vec() != shape => {
                 let found = data.shape().to_vec();
-                self.problems.push(format!("`{name}` has shape {found:?}, expected {shape:?}"));
+                self.problems
+                    .push(format!("`{name}` has shape {found:?}, expected {shape:?}"));
             }
             Some(data) => return Tensor::from_data(data, self.init.device()),
         }
         self.init.zeros(shape)
     }
 
-    fn param<const D: usize>(&mut self, name: &str, part: Part, value: Tensor<D>) -> Param<Tensor<D>> {
+    fn param<const D: usize>(
+        &mut self,
+        name: &str,
+        part: Part,
+        value: Tensor<D>,
+    ) -> Param<Tensor<D>> {
         let shape = value.dims().to_vec();
         let param = Param::from_tensor(value);
         let (id, name, layer) = (param.id, name.to_string(), self.layer);
-        self.plan.params.push(BaseParam { id, name, shape, part, layer });
+        self.plan.params.push(BaseParam {
+            id,
+            name,
+            shape,
+            part,
+            layer,
+        });
         param
     }
 
@@ -166,7 +192,10 @@ impl<'a> Builder<'a> {
         }
         let bias = format!("{name}.bias");
         let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
-        Dense { weight, bias: Some(self.param(&bias, part, value)) }
+        Dense {
+            weight,
+            bias: Some(self.param(&bias, part, value)),
+        }
     }
 
     /// A linear layer that methods may adapt.
@@ -180,7 +209,13 @@ impl<'a> Builder<'a> {
         let dense = self.linear(name, Part::Linear, layout, dims);
         let layer = self.layer.expect("sites lie inside a transformer layer");
         let (d_in, d_out) = dims;
-        self.plan.sites.push(Site { layer, role, path: name.into(), d_in, d_out });
+        self.plan.sites.push(Site {
+            layer,
+            role,
+            path: name.into(),
+            d_in,
+            d_out,
+        });
         dense
     }
 
@@ -208,12 +243,16 @@ impl<'a> Builder<'a> {
     ) -> Result<(Arc<Plan>, Vec<String>), CoreError> {
         if let Source::Checkpoint(tensors) = &self.source {
             let extra = tensors.keys().filter(|name| !ignored(name));
-            self.problems.extend(extra.map(|name| format!("`{name}` has no place in the model")));
+            self.problems
+                .extend(extra.map(|name| format!("`{name}` has no place in the model")));
         }
         if self.problems.is_empty() {
             return Ok((Arc::new(self.plan), self.new));
         }
-        Err(CoreError::Mismatch { file: file.display().to_string(), problems: self.problems })
+        Err(CoreError::Mismatch {
+            file: file.display().to_string(),
+            problems: self.problems,
+        })
     }
 }
 
@@ -226,7 +265,10 @@ fn contiguous(tensor: Tensor<2>) -> Tensor<2> {
 impl Plan {
     /// The module's base parameters by their checkpoint names, in the checkpoint's layout.
     pub(crate) fn export<M: Module>(&self, module: &M) -> BTreeMap<String, TensorData> {
-        let mut exporter = Exporter { plan: self, tensors: BTreeMap::new() };
+        let mut exporter = Exporter {
+            plan: self,
+            tensors: BTreeMap::new(),
+        };
         module.visit(&mut exporter);
         exporter.tensors
     }
@@ -239,7 +281,9 @@ struct Exporter<'a> {
 
 impl ModuleVisitor for Exporter<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else { return };
+        let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else {
+            return;
+        };
         let value = match self.plan.transposed.contains(&param.id) {
             true => param.val().swap_dims(0, 1),
             false => param.val(),

@@ -32,9 +32,10 @@ impl Cache {
         v: Tensor<3>,
     ) -> (Tensor<3>, Tensor<3>) {
         let pair = match self.layers.get(layer).cloned() {
-            Some((old_k, old_v)) => {
-                (Tensor::cat(vec![old_k, k], 1), Tensor::cat(vec![old_v, v], 1))
-            }
+            Some((old_k, old_v)) => (
+                Tensor::cat(vec![old_k, k], 1),
+                Tensor::cat(vec![old_v, v], 1),
+            ),
             None => (k, v),
         };
         if layer < self.layers.len() {

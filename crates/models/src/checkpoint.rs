@@ -34,10 +34,16 @@ pub(crate) fn read(folder: &Path) -> Result<BTreeMap<String, TensorData>, ModelE
     for shard in shards {
         tensors.extend(state::load(&folder.join(plain_name(shard, &index)?))?);
     }
-    let absent: Vec<_> = weight_map.keys().filter(|name| !tensors.contains_key(*name)).collect();
+    let absent: Vec<_> = weight_map
+        .keys()
+        .filter(|name| !tensors.contains_key(*name))
+        .collect();
     if !absent.is_empty() {
         let reason = format!("names tensors that no shard holds: {absent:?}");
-        return Err(ModelError::Index { file: index, reason });
+        return Err(ModelError::Index {
+            file: index,
+            reason,
+        });
     }
     Ok(tensors)
 }
@@ -61,6 +67,8 @@ fn plain_name<'a>(shard: &'a str, index: &Path) -> Result<&'a Path, ModelError> 
 /// If it cannot be read or does not parse; the error names the file.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, ModelError> {
     let text = std::fs::read_to_string(file).map_err(|e| CoreError::io(file, e))?;
-    serde_json::from_str(&text)
-        .map_err(|e| ModelError::Json { file: PathBuf::from(file), reason: e.to_string() })
+    serde_json::from_str(&text).map_err(|e| ModelError::Json {
+        file: PathBuf::from(file),
+        reason: e.to_string(),
+    })
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ModelError {
     /// The architecture is not one of those built in.
-    #[error("`{file}`: model type `{found}` is not supported; this version has gpt2, bert, roberta, distilbert")]
+    #[error(
+        "`{file}`: model type `{found}` is not supported; this version has gpt2, bert, roberta, distilbert"
+    )]
     Architecture {
         /// The configuration file.
         file: PathBuf,

@@ -51,7 +51,10 @@ pub fn generate(
 ) -> Vec<Vec<u32>> {
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let limit = adapted.host.max_length();
-    assert!(prompts.iter().all(|p| !p.is_empty()), "a prompt needs at least one token");
+    assert!(
+        prompts.iter().all(|p| !p.is_empty()),
+        "a prompt needs at least one token"
+    );
     assert!(
         longest + generation.max_new_tokens <= limit,
         "{longest} prompt tokens and {} new ones exceed the model's {limit} positions",
@@ -101,7 +104,10 @@ impl<'a> Decoder<'a> {
         };
         // One generator a row, so that a text does not depend on its neighbours in the batch.
         let rng = |row: usize| ChaCha8Rng::seed_from_u64(seed.wrapping_add(row as u64));
-        let positions = Positions::RealTokens { start: 0, padding: 0 };
+        let positions = Positions::RealTokens {
+            start: 0,
+            padding: 0,
+        };
         Self {
             adapted,
             generation,
@@ -137,20 +143,37 @@ impl<'a> Decoder<'a> {
     /// Runs the model on the newest tokens and chooses the next of every row.
     fn choose(&mut self) -> Vec<u32> {
         let pass = self.adapted.pass();
-        let hidden = self.adapted.host.hidden(&self.next, Some(&mut self.cache), &pass);
+        let hidden = self
+            .adapted
+            .host
+            .hidden(&self.next, Some(&mut self.cache), &pass);
         let [rows, seq, _] = hidden.dims();
-        let logits = head_logits(hidden.narrow(1, seq - 1, 1), self.adapted.host.head_weight());
+        let logits = head_logits(
+            hidden.narrow(1, seq - 1, 1),
+            self.adapted.host.head_weight(),
+        );
         let vocab = logits.dims()[2];
-        let logits: Vec<f32> = logits.into_data().convert::<f32>().try_to_vec().expect("floats");
+        let logits: Vec<f32> = logits
+            .into_data()
+            .convert::<f32>()
+            .try_to_vec()
+            .expect("floats");
         let choice = self.generation.choice;
         (0..rows)
-            .map(|row| choose(&logits[row * vocab..(row + 1) * vocab], choice, &mut self.rngs[row]))
+            .map(|row| {
+                choose(
+                    &logits[row * vocab..(row + 1) * vocab],
+                    choice,
+                    &mut self.rngs[row],
+                )
+            })
             .collect()
     }
 
     fn feed(&mut self, tokens: &[u32]) {
         let rows = tokens.len();
-        let column = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [rows, 1]), self.device);
+        let column =
+            |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [rows, 1]), self.device);
         let ids = column(tokens.iter().map(|t| i64::from(*t)).collect());
         let positions = column(self.lengths.iter().map(|l| *l as i64).collect());
         self.lengths.iter_mut().for_each(|length| *length += 1);
@@ -159,13 +182,23 @@ impl<'a> Decoder<'a> {
         let shape = [rows, self.masks[0].len()];
         let mask = padded
             .then(|| Tensor::from_data(TensorData::new(self.masks.concat(), shape), self.device));
-        self.next = Batch { ids, positions, mask };
+        self.next = Batch {
+            ids,
+            positions,
+            mask,
+        };
     }
 }
 
 /// Chooses a token from one row of logits.
 fn choose(logits: &[f32], choice: Choice, rng: &mut ChaCha8Rng) -> u32 {
-    let Choice::Sample { temperature, top_k, top_p, .. } = choice else {
+    let Choice::Sample {
+        temperature,
+        top_k,
+        top_p,
+        ..
+    } = choice
+    else {
         return argmax(logits);
     };
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -191,9 +224,12 @@ fn choose(logits: &[f32], choice: Choice, rng: &mut ChaCha8Rng) -> u32 {
 
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, v)| {
-        if *v > best.1 { (i, *v) } else { best }
-    });
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, v)| {
+            if *v > best.1 { (i, *v) } else { best }
+        });
     best.0 as u32
 }
 
@@ -202,10 +238,17 @@ mod tests {
     use super::*;
 
     fn sample(top_k: usize, top_p: f32, draws: usize) -> Vec<u32> {
-        let choice = Choice::Sample { temperature: 1.0, top_k, top_p, seed: 0 };
+        let choice = Choice::Sample {
+            temperature: 1.0,
+            top_k,
+            top_p,
+            seed: 0,
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let logits = [0.0, 2.0, 1.0, -1.0];
-        (0..draws).map(|_| choose(&logits, choice, &mut rng)).collect()
+        (0..draws)
+            .map(|_| choose(&logits, choice, &mut rng))
+            .collect()
     }
 
     #[test]
@@ -218,7 +261,10 @@ mod tests {
         let draws = sample(0, 1.0, 4000);
         let share = draws.iter().filter(|t| **t == 1).count() as f64 / 4000.0;
         let expected = 2f64.exp() / (1.0 + 2f64.exp() + 1f64.exp() + (-1f64).exp());
-        assert!((share - expected).abs() < 0.03, "{share} against {expected}");
+        assert!(
+            (share - expected).abs() < 0.03,
+            "{share} against {expected}"
+        );
     }
 
     #[test]

@@ -65,7 +65,13 @@ fn yes() -> bool {
 
 impl Gpt2Config {
     /// A configuration of this shape, everything else as GPT-2 has it.
-    pub fn new(vocab_size: usize, n_positions: usize, n_embd: usize, n_layer: usize, n_head: usize) -> Self {
+    pub fn new(
+        vocab_size: usize,
+        n_positions: usize,
+        n_embd: usize,
+        n_layer: usize,
+        n_head: usize,
+    ) -> Self {
         Self {
             vocab_size,
             n_positions,
@@ -100,7 +106,11 @@ impl Gpt2Config {
             expected: expected.into(),
         };
         for (key, on, supported) in [
-            ("scale_attn_by_inverse_layer_idx", self.scale_attn_by_inverse_layer_idx, false),
+            (
+                "scale_attn_by_inverse_layer_idx",
+                self.scale_attn_by_inverse_layer_idx,
+                false,
+            ),
             ("scale_attn_weights", self.scale_attn_weights, true),
             ("add_cross_attention", self.add_cross_attention, false),
         ] {
@@ -151,12 +161,18 @@ struct Block {
 pub(crate) const BODY: &str = "transformer.";
 
 impl Gpt2 {
-    pub(crate) fn build(config: Gpt2Config, mut b: Builder<'_>, file: &Path) -> Result<Self, ModelError> {
+    pub(crate) fn build(
+        config: Gpt2Config,
+        mut b: Builder<'_>,
+        file: &Path,
+    ) -> Result<Self, ModelError> {
         config.check(file)?;
         let d = config.n_embd;
         let wte = b.embedding("transformer.wte.weight", config.vocab_size, d);
         let wpe = b.embedding("transformer.wpe.weight", config.n_positions, d);
-        let h = (0..config.n_layer).map(|i| Block::build(i, &config, &mut b)).collect();
+        let h = (0..config.n_layer)
+            .map(|i| Block::build(i, &config, &mut b))
+            .collect();
         b.enter_layer(None);
         let ln_f = b.norm("transformer.ln_f", d, config.layer_norm_epsilon);
         let tied = config.tie_word_embeddings;
@@ -168,17 +184,35 @@ impl Gpt2 {
                 || (tied && name == "lm_head.weight")
         };
         let (plan, _) = b.finish(file, ignored)?;
-        Ok(Self { wte, wpe, h, ln_f, lm_head, config, plan })
+        Ok(Self {
+            wte,
+            wpe,
+            h,
+            ln_f,
+            lm_head,
+            config,
+            plan,
+        })
     }
 
     /// The final hidden states, `[batch, sequence, d]`.
     ///
     /// With a cache, the batch continues the sequences the cache holds; its mask then covers them
     /// and the new tokens together.
-    pub fn hidden(&self, batch: &Batch, mut cache: Option<&mut Cache>, pass: &Pass<'_>) -> Tensor<3> {
+    pub fn hidden(
+        &self,
+        batch: &Batch,
+        mut cache: Option<&mut Cache>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
         let mut x = embed(&self.wte, &batch.ids) + embed(&self.wpe, &batch.positions);
         for (index, block) in self.h.iter().enumerate() {
-            x = block.forward(x, batch.mask.as_ref(), cache.as_deref_mut().map(|c| (c, index)), pass);
+            x = block.forward(
+                x,
+                batch.mask.as_ref(),
+                cache.as_deref_mut().map(|c| (c, index)),
+                pass,
+            );
         }
         self.ln_f.forward(x)
     }
@@ -204,7 +238,8 @@ impl Block {
         let inner = config.n_inner.unwrap_or(4 * d);
         let path = |name: &str| format!("transformer.h.{layer}.{name}");
         let ln_1 = b.norm(&path("ln_1"), d, eps);
-        let mut site = |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::InOut, dims));
+        let mut site =
+            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::InOut, dims));
         let c_attn = site("attn.c_attn", Role::FusedQkv, (d, 3 * d));
         let c_proj = site("attn.c_proj", Role::Output, (d, d));
         let c_fc = site("mlp.c_fc", Role::Up, (d, inner));
@@ -222,7 +257,12 @@ impl Block {
             c_fc,
             mlp_c_proj,
             after_mlp: None,
-            spec: AttentionSpec { heads, kv_heads: heads, scale, causal: true },
+            spec: AttentionSpec {
+                heads,
+                kv_heads: heads,
+                scale,
+                causal: true,
+            },
             activation: config.activation_function,
         }
     }
@@ -235,11 +275,19 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let output = self.attention(self.ln_1.forward(x.clone()), mask, cache, pass);
-        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let sublayer = Sublayer {
+            residual: x.clone(),
+            output,
+            norm: None,
+        };
         let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
         let h = self.c_fc.forward(self.ln_2.forward(x.clone()), pass);
         let output = self.mlp_c_proj.forward(self.activation.forward(h), pass);
-        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let sublayer = Sublayer {
+            residual: x.clone(),
+            output,
+            norm: None,
+        };
         x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
     }
 
@@ -251,18 +299,34 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let qkv = self.c_attn.forward(x, pass);
+        if self.attend.is_none() && cache.is_none() {
+            // Nobody needs the parts: the backward pass then writes one gradient, not three.
+            let attended = kernels::attention_qkv(qkv, &self.spec, mask.cloned());
+            return self.c_proj.forward(attended, pass);
+        }
         let d = qkv.dims()[2] / 3;
         let part = |i: usize| qkv.clone().narrow(2, i * d, d);
         let (k, v) = match cache {
             Some((cache, layer)) => cache.extend(layer, part(1), part(2)),
             None => (part(1), part(2)),
         };
-        let heads = Heads { q: part(0), k, v, key_mask: mask.cloned(), spec: self.spec };
-        self.c_proj.forward(AttendSlot::apply(self.attend.as_ref(), heads, pass), pass)
+        let heads = Heads {
+            q: part(0),
+            k,
+            v,
+            key_mask: mask.cloned(),
+            spec: self.spec,
+        };
+        self.c_proj
+            .forward(AttendSlot::apply(self.attend.as_ref(), heads, pass), pass)
     }
 
     fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
-        let sites: Vec<_> = plan.sites.iter().filter(|site| site.layer == layer).collect();
+        let sites: Vec<_> = plan
+            .sites
+            .iter()
+            .filter(|site| site.layer == layer)
+            .collect();
         let [c_attn, c_proj, c_fc, mlp_c_proj] = sites[..] else {
             unreachable!("a block has four linear layers")
         };
@@ -292,7 +356,9 @@ impl Host for Gpt2 {
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
         let blocks = self.h.into_iter().enumerate();
-        self.h = blocks.map(|(layer, block)| block.rebuild(layer, &plan, surgeon)).collect();
+        self.h = blocks
+            .map(|(layer, block)| block.rebuild(layer, &plan, surgeon))
+            .collect();
         self
     }
 

@@ -47,22 +47,38 @@ pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Lo
     let model_type = config["model_type"].as_str().unwrap_or("").to_string();
     let family = match model_type.as_str() {
         "gpt2" => {
-            let parsed: Gpt2Config = serde_json::from_value(config.clone())
-                .map_err(|e| ModelError::Json { file: file.clone(), reason: e.to_string() })?;
+            let parsed: Gpt2Config =
+                serde_json::from_value(config.clone()).map_err(|e| ModelError::Json {
+                    file: file.clone(),
+                    reason: e.to_string(),
+                })?;
             let builder = Builder::from_checkpoint(checkpoint::read(folder)?, gpt2::BODY, init);
             let model = Model::Gpt2(Gpt2::build(parsed, builder, folder)?);
-            return Ok(Loaded { model, new_layers: Vec::new(), config });
+            return Ok(Loaded {
+                model,
+                new_layers: Vec::new(),
+                config,
+            });
         }
         "bert" => Family::Bert,
         "roberta" => Family::Roberta,
         "distilbert" => Family::Distilbert,
-        _ => return Err(ModelError::Architecture { file, found: model_type }),
+        _ => {
+            return Err(ModelError::Architecture {
+                file,
+                found: model_type,
+            });
+        }
     };
     let mut parsed = BertConfig::from_json(family, &config, &file)?;
     parsed.num_labels = classes.unwrap_or(parsed.num_labels);
     let builder = Builder::from_checkpoint(checkpoint::read(folder)?, family.names().body, init);
     let (model, new_layers) = Bert::build(parsed, builder, folder)?;
-    Ok(Loaded { model: Model::Bert(model), new_layers, config })
+    Ok(Loaded {
+        model: Model::Bert(model),
+        new_layers,
+        config,
+    })
 }
 
 impl Model {
@@ -72,7 +88,11 @@ impl Model {
     /// If the shape makes no sense.
     pub fn random_gpt2(config: Gpt2Config, init: &mut Init) -> Result<Self, ModelError> {
         let builder = Builder::random(gpt2::BODY, init);
-        Ok(Self::Gpt2(Gpt2::build(config, builder, Path::new("config.json"))?))
+        Ok(Self::Gpt2(Gpt2::build(
+            config,
+            builder,
+            Path::new("config.json"),
+        )?))
     }
 
     /// A classifier of this shape with random weights.
@@ -81,7 +101,9 @@ impl Model {
     /// If the shape makes no sense.
     pub fn random_bert(config: BertConfig, init: &mut Init) -> Result<Self, ModelError> {
         let builder = Builder::random(config.family.names().body, init);
-        Ok(Self::Bert(Bert::build(config, builder, Path::new("config.json"))?.0))
+        Ok(Self::Bert(
+            Bert::build(config, builder, Path::new("config.json"))?.0,
+        ))
     }
 
     /// Whether this is a causal language model.

@@ -125,7 +125,9 @@ mod tests {
     fn both_keys_together_and_impossible_values_are_refused() {
         let default = Width::ReductionFactor(16);
         assert!(width(Some(16), Some(48), default, 768).is_err());
-        let error = width(None, Some(1000), default, 768).unwrap_err().to_string();
+        let error = width(None, Some(1000), default, 768)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`reduction_factor` is 1000"), "{error}");
     }
 }

@@ -48,7 +48,12 @@ impl Default for Houlsby {
 
 impl Houlsby {
     fn width(&self, d: usize) -> Result<usize, CoreError> {
-        width(self.bottleneck, self.reduction_factor, Width::ReductionFactor(16), d)
+        width(
+            self.bottleneck,
+            self.reduction_factor,
+            Width::ReductionFactor(16),
+            d,
+        )
     }
 }
 
@@ -66,7 +71,10 @@ impl MethodConfig for Houlsby {
 
     fn examples() -> Vec<Self> {
         vec![
-            Houlsby { bottleneck: Some(3), ..Self::default() },
+            Houlsby {
+                bottleneck: Some(3),
+                ..Self::default()
+            },
             Houlsby {
                 reduction_factor: Some(2),
                 non_linearity: Activation::Relu,

@@ -51,7 +51,12 @@ impl Default for Parallel {
 
 impl Parallel {
     fn width(&self, d: usize) -> Result<usize, CoreError> {
-        width(self.bottleneck, self.reduction_factor, Width::ReductionFactor(2), d)
+        width(
+            self.bottleneck,
+            self.reduction_factor,
+            Width::ReductionFactor(2),
+            d,
+        )
     }
 }
 
@@ -69,7 +74,10 @@ impl MethodConfig for Parallel {
 
     fn examples() -> Vec<Self> {
         vec![
-            Parallel { bottleneck: Some(3), ..Self::default() },
+            Parallel {
+                bottleneck: Some(3),
+                ..Self::default()
+            },
             Parallel {
                 reduction_factor: Some(2),
                 non_linearity: Activation::Relu,
@@ -84,7 +92,11 @@ impl Method for Parallel {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         check_dropout(self.dropout)?;
         if !self.scaling.is_finite() {
-            return Err(CoreError::bad_value("scaling", self.scaling, "a finite number"));
+            return Err(CoreError::bad_value(
+                "scaling",
+                self.scaling,
+                "a finite number",
+            ));
         }
         self.width(geometry.width).map(|_| ())
     }
@@ -95,7 +107,10 @@ impl Method for Parallel {
         }
         let m = self.width(d).ok()?;
         let adapter = Bottleneck::new((d, m), self.non_linearity, self.dropout, self.init, init);
-        Some(TapSlot::new(ParallelAdapter { adapter, scaling: self.scaling }))
+        Some(TapSlot::new(ParallelAdapter {
+            adapter,
+            scaling: self.scaling,
+        }))
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
@@ -118,7 +133,11 @@ pub struct ParallelAdapter {
 
 impl Tap for ParallelAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        sublayer.output + self.adapter.forward(sublayer.residual).mul_scalar(self.scaling)
+        sublayer.output
+            + self
+                .adapter
+                .forward(sublayer.residual)
+                .mul_scalar(self.scaling)
     }
 }
 

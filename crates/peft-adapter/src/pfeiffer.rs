@@ -47,7 +47,12 @@ impl Default for Pfeiffer {
 
 impl Pfeiffer {
     fn width(&self, d: usize) -> Result<usize, CoreError> {
-        width(self.bottleneck, self.reduction_factor, Width::ReductionFactor(16), d)
+        width(
+            self.bottleneck,
+            self.reduction_factor,
+            Width::ReductionFactor(16),
+            d,
+        )
     }
 }
 
@@ -65,7 +70,10 @@ impl MethodConfig for Pfeiffer {
 
     fn examples() -> Vec<Self> {
         vec![
-            Pfeiffer { bottleneck: Some(3), ..Self::default() },
+            Pfeiffer {
+                bottleneck: Some(3),
+                ..Self::default()
+            },
             Pfeiffer {
                 reduction_factor: Some(2),
                 non_linearity: Activation::Relu,

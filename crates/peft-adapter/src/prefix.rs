@@ -24,7 +24,10 @@ pub struct Prefix {
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self { num_virtual_tokens: 16, init_std: 0.02 }
+        Self {
+            num_virtual_tokens: 16,
+            init_std: 0.02,
+        }
     }
 }
 
@@ -42,8 +45,14 @@ impl MethodConfig for Prefix {
 
     fn examples() -> Vec<Self> {
         vec![
-            Prefix { num_virtual_tokens: 3, ..Self::default() },
-            Prefix { num_virtual_tokens: 1, init_std: 0.5 },
+            Prefix {
+                num_virtual_tokens: 3,
+                ..Self::default()
+            },
+            Prefix {
+                num_virtual_tokens: 1,
+                init_std: 0.5,
+            },
         ]
     }
 }
@@ -54,7 +63,11 @@ impl Method for Prefix {
             return Err(CoreError::bad_value("num_virtual_tokens", 0, "at least 1"));
         }
         if !(self.init_std >= 0.0 && self.init_std.is_finite()) {
-            return Err(CoreError::bad_value("init_std", self.init_std, "a number from 0 up"));
+            return Err(CoreError::bad_value(
+                "init_std",
+                self.init_std,
+                "a number from 0 up",
+            ));
         }
         Ok(())
     }
@@ -87,7 +100,9 @@ pub struct PrefixAttention {
 
 impl Attend for PrefixAttention {
     fn forward(&self, heads: Heads, _pass: &Pass<'_>) -> Tensor<3> {
-        heads.with_prefix(self.keys.val(), self.values.val()).attend()
+        heads
+            .with_prefix(self.keys.val(), self.values.val())
+            .attend()
     }
 }
 

@@ -35,11 +35,15 @@ pub struct Setting<'a> {
 impl Setting<'_> {
     /// Dense weights on a device.
     pub fn dense(device: Device) -> Self {
-        Self { device, storage: None }
+        Self {
+            device,
+            storage: None,
+        }
     }
 
     fn adapted<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Adapted<H> {
-        self.try_adapted(method).unwrap_or_else(|e| panic!("{method:?} was refused: {e}"))
+        self.try_adapted(method)
+            .unwrap_or_else(|e| panic!("{method:?} was refused: {e}"))
     }
 
     fn try_adapted<M: MethodConfig, H: ContractHost>(
@@ -53,7 +57,10 @@ impl Setting<'_> {
 
     fn ids<H: ContractHost>(&self) -> Tensor<2, Int> {
         let ids: Vec<i32> = (0..24).map(|i| (i * 7 + i / 5) % H::VOCAB as i32).collect();
-        Tensor::from_data(TensorData::new(ids, [4, 6]), &self.device.clone().autodiff())
+        Tensor::from_data(
+            TensorData::new(ids, [4, 6]),
+            &self.device.clone().autodiff(),
+        )
     }
 
     fn output<H: ContractHost>(&self, model: &Adapted<H>) -> TensorData {
@@ -64,8 +71,9 @@ impl Setting<'_> {
     fn loss<H: ContractHost>(&self, model: &Adapted<H>) -> Tensor<1> {
         let logits = H::logits(model, self.ids::<H>());
         let [batch, seq, classes] = logits.dims();
-        let targets: Vec<i32> =
-            (0..batch * seq).map(|i| ((i * i + 3 * i) % classes) as i32).collect();
+        let targets: Vec<i32> = (0..batch * seq)
+            .map(|i| ((i * i + 3 * i) % classes) as i32)
+            .collect();
         let targets = Tensor::<2, Int>::from_data(
             TensorData::new(targets, [batch * seq, 1]),
             &self.device.clone().autodiff(),
@@ -103,10 +111,16 @@ pub fn identity_at_init<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>)
         let distance = relative_distance(&start, &base);
         match M::INFO.start {
             Start::Identity => {
-                assert!(distance < 1e-5, "{method:?} starts {distance} away from the base");
+                assert!(
+                    distance < 1e-5,
+                    "{method:?} starts {distance} away from the base"
+                );
             }
             Start::Near(limit) => {
-                assert!(distance < limit, "{method:?} starts {distance} away from the base");
+                assert!(
+                    distance < limit,
+                    "{method:?} starts {distance} away from the base"
+                );
             }
             Start::Elsewhere(reason) => assert!(
                 distance > 1e-5 && distance.is_finite(),
@@ -123,18 +137,39 @@ pub fn only_declared_parameters_train<M: MethodConfig, H: ContractHost>(setting:
         let geometry = model.host.geometry();
         let before = all_floats(&model);
         let grads = GradientsParams::from_grads(setting.loss(&model).backward(), &model);
-        let trained = state::parameters(&model).iter().filter(|row| row.trainable).count();
-        assert!(trained > 0 && grads.len() == trained, "{} of {trained} have gradients", grads.len());
+        let trained = state::parameters(&model)
+            .iter()
+            .filter(|row| row.trainable)
+            .count();
+        assert!(
+            trained > 0 && grads.len() == trained,
+            "{} of {trained} have gradients",
+            grads.len()
+        );
         for param in &geometry.params {
-            let row = state::parameters(&model).into_iter().find(|row| row.id == param.id);
+            let row = state::parameters(&model)
+                .into_iter()
+                .find(|row| row.id == param.id);
             if let Some(row) = row {
-                assert_eq!(row.trainable, method.trains(param), "{method:?}: `{}`", param.name);
+                assert_eq!(
+                    row.trainable,
+                    method.trains(param),
+                    "{method:?}: `{}`",
+                    param.name
+                );
             }
         }
         let model = AdamWConfig::new().init().step(0.01, model, grads);
         for (name, trainable, data) in all_floats(&model) {
-            let (_, _, old) = before.iter().find(|row| row.0 == name).expect("the same tree");
-            assert_eq!(data != *old, trainable, "{method:?}: `{name}`, trained: {trainable}");
+            let (_, _, old) = before
+                .iter()
+                .find(|row| row.0 == name)
+                .expect("the same tree");
+            assert_eq!(
+                data != *old,
+                trainable,
+                "{method:?}: `{name}`, trained: {trainable}"
+            );
         }
     }
 }
@@ -158,7 +193,10 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
         assert_eq!(merged.is_some(), M::INFO.mergeable, "{method:?} merges");
         let Some(host) = merged else { continue };
         let distance = relative_distance(&setting.output(&Adapted { host, shared: None }), &output);
-        assert!(distance < 1e-4, "{method:?} is {distance} off after merging");
+        assert!(
+            distance < 1e-4,
+            "{method:?} is {distance} off after merging"
+        );
     }
 }
 
@@ -187,15 +225,23 @@ pub fn loss_falls<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
             model = optimizer.step(0.02, model, grads);
         }
         let last: f32 = setting.loss(&model).into_scalar();
-        assert!(last < first * 0.995, "{method:?}: loss went from {first} to {last}");
+        assert!(
+            last < first * 0.995,
+            "{method:?}: loss went from {first} to {last}"
+        );
     }
 }
 
 /// A misspelt key is an error that names it.
 pub fn unknown_keys_are_rejected<M: MethodConfig>() {
     let mut config = serde_json::to_value(&M::examples()[0]).expect("a configuration serialises");
-    config.as_object_mut().expect("a table").insert("no_such_key".into(), 1.into());
-    let error = serde_json::from_value::<M>(config).expect_err("the key is unknown").to_string();
+    config
+        .as_object_mut()
+        .expect("a table")
+        .insert("no_such_key".into(), 1.into());
+    let error = serde_json::from_value::<M>(config)
+        .expect_err("the key is unknown")
+        .to_string();
     assert!(error.contains("no_such_key"), "{error}");
 }
 
@@ -210,7 +256,9 @@ pub fn targets_that_match_nothing_are_an_error<M: MethodConfig, H: ContractHost>
     }
     table.insert("targets".into(), serde_json::json!(["no_such_layer"]));
     let method: M = serde_json::from_value(config).expect("targets is a known key");
-    let error = setting.try_adapted::<M, H>(&method).expect_err("no layer has that name");
+    let error = setting
+        .try_adapted::<M, H>(&method)
+        .expect_err("no layer has that name");
     assert!(error.to_string().contains("no_such_layer"), "{error}");
 }
 
@@ -240,7 +288,11 @@ fn all_floats<M: Module>(module: &M) -> Vec<(String, bool, TensorData)> {
             self.0.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.1.push((self.0.join("."), param.is_require_grad(), param.val().into_data()));
+            self.1.push((
+                self.0.join("."),
+                param.is_require_grad(),
+                param.val().into_data(),
+            ));
         }
     }
     let mut collector = Collector(Vec::new(), Vec::new());
@@ -250,7 +302,10 @@ fn all_floats<M: Module>(module: &M) -> Vec<(String, bool, TensorData)> {
 
 /// `|a - b| / |b|` in the Euclidean norm.
 pub fn relative_distance(a: &TensorData, b: &TensorData) -> f64 {
-    let (a, b): (Vec<f32>, Vec<f32>) = (a.try_to_vec().expect("floats"), b.try_to_vec().expect("floats"));
+    let (a, b): (Vec<f32>, Vec<f32>) = (
+        a.try_to_vec().expect("floats"),
+        b.try_to_vec().expect("floats"),
+    );
     let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(&b).map(|(x, y)| f64::from(x - y)));
     difference / norm(&mut b.iter().map(|y| f64::from(*y))).max(1e-30)

@@ -16,7 +16,10 @@ pub const DEVICES: &str = if cfg!(feature = "cuda") {
 /// # Errors
 /// If the name is unknown, or names a backend this build does not have.
 pub fn device(name: &str) -> Result<Device, CoreError> {
-    let unknown = |reason: String| CoreError::Device { device: name.into(), reason };
+    let unknown = |reason: String| CoreError::Device {
+        device: name.into(),
+        reason,
+    };
     match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu" | "flex", "0") => Ok(Device::flex()),
         ("ndarray", "0") => Ok(ndarray()),
@@ -57,7 +60,10 @@ mod tests {
     fn known_names_give_devices_and_unknown_ones_an_error_that_lists_them() {
         assert!(device("cpu").is_ok() && device("ndarray").is_ok());
         let message = device("gpu").unwrap_err().to_string();
-        assert!(message.contains("`gpu`") && message.contains("ndarray"), "{message}");
+        assert!(
+            message.contains("`gpu`") && message.contains("ndarray"),
+            "{message}"
+        );
     }
 
     #[test]

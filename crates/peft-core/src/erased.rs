@@ -14,11 +14,26 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 macro_rules! with_rank {
     ($rank:expr, $d:ident => $body:expr) => {
         match $rank {
-            1 => { const $d: usize = 1; $body }
-            2 => { const $d: usize = 2; $body }
-            3 => { const $d: usize = 3; $body }
-            4 => { const $d: usize = 4; $body }
-            5 => { const $d: usize = 5; $body }
+            1 => {
+                const $d: usize = 1;
+                $body
+            }
+            2 => {
+                const $d: usize = 2;
+                $body
+            }
+            3 => {
+                const $d: usize = 3;
+                $body
+            }
+            4 => {
+                const $d: usize = 4;
+                $body
+            }
+            5 => {
+                const $d: usize = 5;
+                $body
+            }
             rank => panic!("parameters of rank {rank} are not supported in an erased module"),
         }
     };
@@ -200,11 +215,16 @@ impl<M> Holder<M> {
 
     /// The module.
     pub fn get(&self) -> &M {
-        self.0.as_ref().expect("a holder is empty only while its module is being transformed")
+        self.0
+            .as_ref()
+            .expect("a holder is empty only while its module is being transformed")
     }
 
     fn replace(&mut self, f: impl FnOnce(M) -> M) {
-        let module = self.0.take().expect("a holder is empty only while its module is transformed");
+        let module = self
+            .0
+            .take()
+            .expect("a holder is empty only while its module is transformed");
         self.0 = Some(f(module));
     }
 }
@@ -262,7 +282,8 @@ macro_rules! erased_module {
                 self
             }
             fn to_device(mut self, device: &burn::tensor::Device) -> Self {
-                self.0.transform($crate::erased::Transform::ToDevice(device));
+                self.0
+                    .transform($crate::erased::Transform::ToDevice(device));
                 self
             }
             fn train(mut self) -> Self {

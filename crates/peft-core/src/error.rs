@@ -69,11 +69,18 @@ pub enum CoreError {
 impl CoreError {
     /// A configuration value that makes no sense.
     pub fn bad_value(key: &str, found: impl std::fmt::Display, expected: &str) -> Self {
-        Self::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }
+        Self::BadValue {
+            key: key.into(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
     }
 
     /// An I/O error on `file`.
     pub fn io(file: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        Self::Io { file: file.into(), source }
+        Self::Io {
+            file: file.into(),
+            source,
+        }
     }
 }

@@ -70,11 +70,19 @@ impl Geometry {
 
     /// Parameters of the task head.
     pub fn head_parameters(&self) -> usize {
-        self.params.iter().filter(|p| p.part == Part::Head).map(BaseParam::numel).sum()
+        self.params
+            .iter()
+            .filter(|p| p.part == Part::Head)
+            .map(BaseParam::numel)
+            .sum()
     }
 
     /// Sum of `count` over the base parameters that `select` picks.
     pub fn count(&self, select: impl Fn(&BaseParam) -> bool) -> usize {
-        self.params.iter().filter(|p| select(p)).map(BaseParam::numel).sum()
+        self.params
+            .iter()
+            .filter(|p| select(p))
+            .map(BaseParam::numel)
+            .sum()
     }
 }

@@ -63,7 +63,10 @@ impl<H: Host> Adapted<H> {
     /// The same function as a plain model, or none where a part of the method does not merge.
     pub fn merge(self) -> Option<H> {
         let Adapted { host, shared } = self;
-        let mut merger = Merger { pass: Pass::with_shared(shared.as_ref()), complete: true };
+        let mut merger = Merger {
+            pass: Pass::with_shared(shared.as_ref()),
+            complete: true,
+        };
         let host = host.rebuild(&mut merger);
         merger.complete.then_some(host)
     }
@@ -84,8 +87,15 @@ pub fn adapt<H: Host>(
 ) -> Result<Adapted<H>, CoreError> {
     let geometry = host.geometry();
     method.check(&geometry)?;
-    let host = if method.unties_head() { host.untie_head() } else { host };
-    let geometry = Geometry { params: host.geometry().params, ..geometry };
+    let host = if method.unties_head() {
+        host.untie_head()
+    } else {
+        host
+    };
+    let geometry = Geometry {
+        params: host.geometry().params,
+        ..geometry
+    };
 
     let host = host.no_grad();
     let preset = method.storage();
@@ -94,7 +104,11 @@ pub fn adapt<H: Host>(
         None => host,
     };
     let shared = method.shared(&geometry, init);
-    let host = host.rebuild(&mut Fitter { method, geometry: &geometry, init });
+    let host = host.rebuild(&mut Fitter {
+        method,
+        geometry: &geometry,
+        init,
+    });
 
     let trained: HashSet<ParamId> = geometry
         .params
@@ -102,8 +116,15 @@ pub fn adapt<H: Host>(
         .filter(|p| is_task_head(p.part, &p.name) || method.trains(p))
         .map(|p| p.id)
         .collect();
-    let adapted = Adapted { host: host.map(&mut Unfreeze(trained)), shared };
-    Ok(if init.device().is_autodiff() { adapted.train() } else { adapted })
+    let adapted = Adapted {
+        host: host.map(&mut Unfreeze(trained)),
+        shared,
+    };
+    Ok(if init.device().is_autodiff() {
+        adapted.train()
+    } else {
+        adapted
+    })
 }
 
 /// A classifier's head is new and always trained; a language model's head is part of the base.
@@ -112,7 +133,10 @@ fn is_task_head(part: Part, name: &str) -> bool {
 }
 
 fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
-    let mut packer = Packer { storage, error: None };
+    let mut packer = Packer {
+        storage,
+        error: None,
+    };
     let host = host.rebuild(&mut packer);
     match packer.error {
         Some(error) => Err(error),
@@ -185,6 +209,10 @@ struct Unfreeze(HashSet<ParamId>);
 
 impl ModuleMapper for Unfreeze {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.0.contains(&param.id) { param.set_require_grad(true) } else { param }
+        if self.0.contains(&param.id) {
+            param.set_require_grad(true)
+        } else {
+            param
+        }
     }
 }

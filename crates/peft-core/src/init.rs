@@ -13,7 +13,10 @@ pub struct Init {
 impl Init {
     /// A source that always gives the same sequence for the same seed.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone() }
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            device: device.clone(),
+        }
     }
 
     /// The device tensors are made on.
@@ -43,7 +46,9 @@ impl Init {
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Tensor<D> {
         let values = if bound > 0.0 {
             let range = Uniform::new(-bound, bound).expect("the bound is positive and finite");
-            (0..shape.iter().product::<usize>()).map(|_| self.rng.sample(range) as f32).collect()
+            (0..shape.iter().product::<usize>())
+                .map(|_| self.rng.sample(range) as f32)
+                .collect()
         } else {
             vec![0.0; shape.iter().product()]
         };
@@ -100,7 +105,11 @@ mod tests {
     #[test]
     fn kaiming_uniform_has_the_bound_and_variance_of_pytorch() {
         let mut init = Init::new(1, &Device::flex());
-        let v: Vec<f32> = init.kaiming_uniform([100, 50], 100).into_data().try_to_vec().unwrap();
+        let v: Vec<f32> = init
+            .kaiming_uniform([100, 50], 100)
+            .into_data()
+            .try_to_vec()
+            .unwrap();
         assert!(v.iter().all(|x| x.abs() <= 0.1));
         let std = (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
         assert!((std - 1.0 / 300f32.sqrt()).abs() < 2e-3, "std {std}");

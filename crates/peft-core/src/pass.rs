@@ -24,7 +24,10 @@ impl<'a> Pass<'a> {
 
     /// A pass of a model with this shared state.
     pub fn with_shared(shared: Option<&'a SharedSlot>) -> Self {
-        Self { shared, ..Self::default() }
+        Self {
+            shared,
+            ..Self::default()
+        }
     }
 
     /// The state shared across layers.
@@ -44,7 +47,10 @@ impl<'a> Pass<'a> {
 
     /// The sum of the auxiliary losses so far, taken out of the pass.
     pub fn take_loss(&self) -> Option<Tensor<1>> {
-        self.losses.borrow_mut().drain(..).reduce(|sum, loss| sum + loss)
+        self.losses
+            .borrow_mut()
+            .drain(..)
+            .reduce(|sum, loss| sum + loss)
     }
 }
 

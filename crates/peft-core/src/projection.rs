@@ -143,7 +143,10 @@ pub struct Dense {
 impl Dense {
     /// A layer of these values.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor) }
+        Self {
+            weight: Param::from_tensor(weight),
+            bias: bias.map(Param::from_tensor),
+        }
     }
 
     /// A layer of zeros, to be loaded over.

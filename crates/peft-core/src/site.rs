@@ -133,12 +133,18 @@ impl Targets {
             .iter()
             .find(|name| !sites.iter().any(|site| name_matches(name, site)));
         if let Some(name) = unmatched {
-            return Err(CoreError::NoSuchTarget { target: name.clone(), known: known_names(sites) });
+            return Err(CoreError::NoSuchTarget {
+                target: name.clone(),
+                known: known_names(sites),
+            });
         }
         let selected: Vec<_> = sites.iter().filter(|site| self.contains(site)).collect();
         if selected.is_empty() {
             let target = format!("{:?}", self.names());
-            return Err(CoreError::NoSuchTarget { target, known: known_names(sites) });
+            return Err(CoreError::NoSuchTarget {
+                target,
+                known: known_names(sites),
+            });
         }
         Ok(selected)
     }
@@ -146,7 +152,9 @@ impl Targets {
 
 fn name_matches(name: &str, site: &Site) -> bool {
     let end_of_path = || {
-        site.path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        site.path
+            .strip_suffix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
     !name.is_empty() && (name == ALL_LINEAR || name == site.role.name() || end_of_path())
 }
@@ -168,7 +176,13 @@ mod tests {
     use super::*;
 
     fn sites() -> Vec<Site> {
-        let site = |layer, role, path: &str| Site { layer, role, path: path.into(), d_in: 4, d_out: 4 };
+        let site = |layer, role, path: &str| Site {
+            layer,
+            role,
+            path: path.into(),
+            d_in: 4,
+            d_out: 4,
+        };
         vec![
             site(0, Role::Query, "encoder.layer.0.attention.self.query"),
             site(0, Role::Output, "encoder.layer.0.attention.output.dense"),
@@ -178,7 +192,12 @@ mod tests {
     }
 
     fn roles(targets: Targets) -> Vec<(usize, Role)> {
-        targets.select(&sites()).unwrap().iter().map(|s| (s.layer, s.role)).collect()
+        targets
+            .select(&sites())
+            .unwrap()
+            .iter()
+            .map(|s| (s.layer, s.role))
+            .collect()
     }
 
     #[test]
@@ -203,6 +222,9 @@ mod tests {
     fn one_misspelt_name_among_good_ones_is_an_error_that_lists_the_known_names() {
         let targets = Targets::Many(vec!["query".into(), "qury".into()]);
         let message = targets.select(&sites()).unwrap_err().to_string();
-        assert!(message.contains("`qury`") && message.contains("query, dense"), "{message}");
+        assert!(
+            message.contains("`qury`") && message.contains("query, dense"),
+            "{message}"
+        );
     }
 }

@@ -40,7 +40,11 @@ pub fn parameters<M: Module>(module: &M) -> Vec<ParamRow> {
 
 /// Number of trained values. Call it on a module in training mode.
 pub fn trainable_parameters<M: Module>(module: &M) -> usize {
-    parameters(module).iter().filter(|row| row.trainable).map(ParamRow::numel).sum()
+    parameters(module)
+        .iter()
+        .filter(|row| row.trainable)
+        .map(ParamRow::numel)
+        .sum()
 }
 
 #[derive(Default)]
@@ -52,7 +56,13 @@ struct Lister {
 impl Lister {
     fn push(&mut self, id: ParamId, shape: Vec<usize>, trainable: bool, dtype: DType) {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        self.rows.push(ParamRow { name: self.path.join("."), id, shape, trainable, bytes });
+        self.rows.push(ParamRow {
+            name: self.path.join("."),
+            id,
+            shape,
+            trainable,
+            bytes,
+        });
     }
 }
 
@@ -65,13 +75,28 @@ impl ModuleVisitor for Lister {
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let trainable = param.is_require_grad();
-        self.push(param.id, param.lazy_shape().to_vec(), trainable, param.val().dtype());
+        self.push(
+            param.id,
+            param.lazy_shape().to_vec(),
+            trainable,
+            param.val().dtype(),
+        );
     }
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        self.push(param.id, param.lazy_shape().to_vec(), false, param.val().dtype());
+        self.push(
+            param.id,
+            param.lazy_shape().to_vec(),
+            false,
+            param.val().dtype(),
+        );
     }
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        self.push(param.id, param.lazy_shape().to_vec(), false, param.val().dtype());
+        self.push(
+            param.id,
+            param.lazy_shape().to_vec(),
+            false,
+            param.val().dtype(),
+        );
     }
 }
 
@@ -93,11 +118,15 @@ pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
-                self.tensors.insert(self.path.join("."), param.val().into_data());
+                self.tensors
+                    .insert(self.path.join("."), param.val().into_data());
             }
         }
     }
-    let mut collector = Collector { path: Vec::new(), tensors: Tensors::new() };
+    let mut collector = Collector {
+        path: Vec::new(),
+        tensors: Tensors::new(),
+    };
     module.visit(&mut collector);
     collector.tensors
 }
@@ -125,9 +154,15 @@ pub fn restore<M: Module>(module: M, tensors: Tensors, file: &str) -> Result<M, 
             }
         }
     }
-    problems.extend(left.keys().map(|name| format!("`{name}` is not trained in this model")));
+    problems.extend(
+        left.keys()
+            .map(|name| format!("`{name}` is not trained in this model")),
+    );
     if !problems.is_empty() {
-        return Err(CoreError::Mismatch { file: file.into(), problems });
+        return Err(CoreError::Mismatch {
+            file: file.into(),
+            problems,
+        });
     }
     Ok(module.map(&mut Restorer(values)))
 }
@@ -136,7 +171,9 @@ struct Restorer(HashMap<ParamId, TensorData>);
 
 impl ModuleMapper for Restorer {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(data) = self.0.remove(&param.id) else { return param };
+        let Some(data) = self.0.remove(&param.id) else {
+            return param;
+        };
         param.map(|old| {
             let tracked = old.is_require_grad();
             Tensor::from_data(data, &old.device()).set_require_grad(tracked)
@@ -158,8 +195,13 @@ pub fn save(
         .map(|(name, data)| Ok((name.as_str(), view(name, data, file)?)))
         .collect::<Result<Vec<_>, CoreError>>()?;
     let metadata: HashMap<_, _> = metadata.into_iter().collect();
-    let bytes = safetensors::serialize(views, (!metadata.is_empty()).then_some(metadata))
-        .map_err(|e| CoreError::Safetensors { file: file.into(), reason: e.to_string() })?;
+    let bytes =
+        safetensors::serialize(views, (!metadata.is_empty()).then_some(metadata)).map_err(|e| {
+            CoreError::Safetensors {
+                file: file.into(),
+                reason: e.to_string(),
+            }
+        })?;
     write_atomically(file, &bytes)
 }
 
@@ -168,7 +210,10 @@ pub fn save(
 /// # Errors
 /// If the folder cannot be written.
 pub fn write_atomically(file: &Path, bytes: &[u8]) -> Result<(), CoreError> {
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = file
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
@@ -181,7 +226,10 @@ pub fn write_atomically(file: &Path, bytes: &[u8]) -> Result<(), CoreError> {
 }
 
 fn view<'a>(name: &str, data: &'a TensorData, file: &Path) -> Result<TensorView<'a>, CoreError> {
-    let error = |reason: String| CoreError::Safetensors { file: file.into(), reason };
+    let error = |reason: String| CoreError::Safetensors {
+        file: file.into(),
+        reason,
+    };
     let dtype = match data.dtype() {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
@@ -190,7 +238,11 @@ fn view<'a>(name: &str, data: &'a TensorData, file: &Path) -> Result<TensorView<
         DType::U8 => Dtype::U8,
         DType::I32 => Dtype::I32,
         DType::I64 => Dtype::I64,
-        other => return Err(error(format!("`{name}` has type {other:?}, which is not saved"))),
+        other => {
+            return Err(error(format!(
+                "`{name}` has type {other:?}, which is not saved"
+            )));
+        }
     };
     TensorView::new(dtype, data.shape().to_vec(), data.as_bytes()).map_err(|e| error(e.to_string()))
 }
@@ -201,13 +253,17 @@ fn view<'a>(name: &str, data: &'a TensorData, file: &Path) -> Result<TensorView<
 /// If the file cannot be read, is damaged, or holds a type that is not supported.
 pub fn load(file: &Path) -> Result<Tensors, CoreError> {
     let bytes = std::fs::read(file).map_err(|source| CoreError::io(file, source))?;
-    let error = |reason: String| CoreError::Safetensors { file: file.into(), reason };
+    let error = |reason: String| CoreError::Safetensors {
+        file: file.into(),
+        reason,
+    };
     let archive = SafeTensors::deserialize(&bytes).map_err(|e| error(e.to_string()))?;
     archive
         .iter()
         .map(|(name, view)| {
-            let data = decode(&view)
-                .map_err(|dtype| error(format!("`{name}` has type {dtype:?}, which is not read")))?;
+            let data = decode(&view).map_err(|dtype| {
+                error(format!("`{name}` has type {dtype:?}, which is not read"))
+            })?;
             Ok((name.to_string(), data))
         })
         .collect()
@@ -219,7 +275,10 @@ pub fn load(file: &Path) -> Result<Tensors, CoreError> {
 /// The type, if it is none that models and adapters are kept in.
 pub fn decode(view: &TensorView<'_>) -> Result<TensorData, Dtype> {
     fn words<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
-        bytes.chunks_exact(N).map(|c| f(c.try_into().expect("chunks of N"))).collect()
+        bytes
+            .chunks_exact(N)
+            .map(|c| f(c.try_into().expect("chunks of N")))
+            .collect()
     }
     use burn::tensor::{bf16, f16};
     let (bytes, shape) = (view.data(), view.shape().to_vec());
@@ -243,7 +302,10 @@ mod tests {
 
     fn dense() -> Dense {
         let device = Device::flex().autodiff();
-        Dense::new(Tensor::ones([2, 3], &device), Some(Tensor::zeros([3], &device)))
+        Dense::new(
+            Tensor::ones([2, 3], &device),
+            Some(Tensor::zeros([3], &device)),
+        )
     }
 
     #[test]
@@ -261,8 +323,14 @@ mod tests {
         let weight = tensors.remove("weight").unwrap();
         tensors.insert("wieght".into(), weight);
         tensors.insert("bias".into(), TensorData::zeros::<f32, _>([4]));
-        let message = restore(dense(), tensors, "x.safetensors").unwrap_err().to_string();
-        for part in ["missing `weight` [2, 3]", "`bias` has shape [4]", "`wieght`"] {
+        let message = restore(dense(), tensors, "x.safetensors")
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "missing `weight` [2, 3]",
+            "`bias` has shape [4]",
+            "`wieght`",
+        ] {
             assert!(message.contains(part), "{message}");
         }
     }
@@ -274,6 +342,11 @@ mod tests {
         save(&trained_tensors(&dense()), BTreeMap::new(), &file).unwrap();
         let bytes = std::fs::read(&file).unwrap();
         std::fs::write(&file, &bytes[..bytes.len() - 5]).unwrap();
-        assert!(load(&file).unwrap_err().to_string().contains("half.safetensors"));
+        assert!(
+            load(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("half.safetensors")
+        );
     }
 }

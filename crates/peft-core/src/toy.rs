@@ -66,11 +66,22 @@ struct LayerBuilder<'a> {
 }
 
 impl LayerBuilder<'_> {
-    fn param<const D: usize>(&mut self, name: &str, part: Part, value: Tensor<D>) -> Param<Tensor<D>> {
+    fn param<const D: usize>(
+        &mut self,
+        name: &str,
+        part: Part,
+        value: Tensor<D>,
+    ) -> Param<Tensor<D>> {
         let shape = value.dims().to_vec();
         let param = Param::from_tensor(value);
         let name = format!("layers.{}.{name}", self.layer);
-        self.params.push(BaseParam { id: param.id, name, shape, part, layer: Some(self.layer) });
+        self.params.push(BaseParam {
+            id: param.id,
+            name,
+            shape,
+            part,
+            layer: Some(self.layer),
+        });
         param
     }
 
@@ -80,7 +91,13 @@ impl LayerBuilder<'_> {
         let weight = self.param(&format!("{name}.weight"), Part::Linear, weight);
         let bias = Some(self.param(&format!("{name}.bias"), Part::Linear, bias));
         let path = format!("layers.{}.{name}", self.layer);
-        self.sites.push(Site { layer: self.layer, role, path, d_in, d_out });
+        self.sites.push(Site {
+            layer: self.layer,
+            role,
+            path,
+            d_in,
+            d_out,
+        });
         Proj::new(Dense { weight, bias })
     }
 
@@ -96,7 +113,12 @@ impl LayerBuilder<'_> {
 
 impl ToyLayer {
     fn new(layer: usize, init: &mut Init) -> Self {
-        let mut b = LayerBuilder { layer, init, sites: Vec::new(), params: Vec::new() };
+        let mut b = LayerBuilder {
+            layer,
+            init,
+            sites: Vec::new(),
+            params: Vec::new(),
+        };
         Self {
             norm_1: b.norm("norm_1"),
             query: b.linear("attn.query", Role::Query, WIDTH, WIDTH),
@@ -116,7 +138,12 @@ impl ToyLayer {
 
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let h = self.norm_1.forward(x.clone());
-        let spec = AttentionSpec { heads: 2, kv_heads: 2, scale: 0.5, causal: true };
+        let spec = AttentionSpec {
+            heads: 2,
+            kv_heads: 2,
+            scale: 0.5,
+            causal: true,
+        };
         let heads = Heads {
             q: self.query.forward(h.clone(), pass),
             k: self.key.forward(h.clone(), pass),
@@ -126,16 +153,26 @@ impl ToyLayer {
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         let output = self.output.forward(attended, pass);
-        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let sublayer = Sublayer {
+            residual: x.clone(),
+            output,
+            norm: None,
+        };
         let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
         let h = kernels::gelu(self.up.forward(self.norm_2.forward(x.clone()), pass));
         let output = self.down.forward(h, pass);
-        let sublayer = Sublayer { residual: x.clone(), output, norm: None };
+        let sublayer = Sublayer {
+            residual: x.clone(),
+            output,
+            norm: None,
+        };
         x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
     }
 
     fn rebuild(mut self, layer: usize, surgeon: &mut dyn Surgeon) -> Self {
-        let [q, k, v, o, up, down] = &self.sites[..] else { unreachable!("six linear layers") };
+        let [q, k, v, o, up, down] = &self.sites[..] else {
+            unreachable!("six linear layers")
+        };
         self.query = surgeon.projection(q, self.query);
         self.key = surgeon.projection(k, self.key);
         self.value = surgeon.projection(v, self.value);
@@ -188,7 +225,9 @@ impl ContractHost for Toy {
     fn build(init: &mut Init) -> Self {
         Self {
             embedding: Param::from_tensor(init.normal([VOCAB, WIDTH], 1.0)),
-            layers: (0..LAYERS).map(|layer| ToyLayer::new(layer, init)).collect(),
+            layers: (0..LAYERS)
+                .map(|layer| ToyLayer::new(layer, init))
+                .collect(),
             head: Param::from_tensor(init.normal([WIDTH, VOCAB], 0.3)),
         }
     }
@@ -199,7 +238,10 @@ impl ContractHost for Toy {
         let [batch, seq] = ids.dims();
         let x = toy.embedding.val().select(0, ids.reshape([batch * seq]));
         let x = x.reshape([batch, seq, WIDTH]);
-        let x = toy.layers.iter().fold(x, |x, layer| layer.forward(x, &pass));
+        let x = toy
+            .layers
+            .iter()
+            .fold(x, |x, layer| layer.forward(x, &pass));
         kernels::linear(x, toy.head.val(), None)
     }
 }

@@ -29,7 +29,12 @@ pub struct Lora {
 
 impl Default for Lora {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, targets: Targets::Default }
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: Targets::Default,
+        }
     }
 }
 
@@ -47,8 +52,16 @@ impl MethodConfig for Lora {
 
     fn examples() -> Vec<Self> {
         vec![
-            Lora { rank: 2, alpha: 4.0, ..Self::default() },
-            Lora { rank: 3, targets: Targets::all_linear(), ..Self::default() },
+            Lora {
+                rank: 2,
+                alpha: 4.0,
+                ..Self::default()
+            },
+            Lora {
+                rank: 3,
+                targets: Targets::all_linear(),
+                ..Self::default()
+            },
         ]
     }
 }
@@ -79,8 +92,13 @@ impl Method for Lora {
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        let targets = geometry.sites.iter().filter(|site| self.targets.contains(site));
-        targets.map(|site| self.rank * (site.d_in + site.d_out)).sum()
+        let targets = geometry
+            .sites
+            .iter()
+            .filter(|site| self.targets.contains(site));
+        targets
+            .map(|site| self.rank * (site.d_in + site.d_out))
+            .sum()
     }
 
     fn size(&self) -> Option<u64> {
@@ -93,7 +111,11 @@ pub(crate) fn check_dropout(dropout: f64) -> Result<(), CoreError> {
     if (0.0..1.0).contains(&dropout) {
         return Ok(());
     }
-    Err(CoreError::bad_value("dropout", dropout, "at least 0 and below 1"))
+    Err(CoreError::bad_value(
+        "dropout",
+        dropout,
+        "at least 0 and below 1",
+    ))
 }
 
 /// A linear layer with a low-rank update.
@@ -143,7 +165,13 @@ mod tests {
     peft_core::contract_tests!(Lora);
 
     fn layer(lora: &Lora, device: &Device) -> Proj {
-        let site = Site { layer: 0, role: Role::Query, path: "query".into(), d_in: 6, d_out: 5 };
+        let site = Site {
+            layer: 0,
+            role: Role::Query,
+            path: "query".into(),
+            d_in: 6,
+            d_out: 5,
+        };
         let base = Dense::new(random([6, 5], device), Some(random([5], device)));
         lora.project(&site, Proj::new(base), &mut Init::new(1, device))
     }
@@ -151,32 +179,61 @@ mod tests {
     #[test]
     fn the_start_of_a_is_kaiming_uniform_and_b_is_zero() {
         let device = Device::flex();
-        let proj = layer(&Lora { rank: 4, ..Lora::default() }, &device);
+        let proj = layer(
+            &Lora {
+                rank: 4,
+                ..Lora::default()
+            },
+            &device,
+        );
         let lora: &LoraLinear = proj.downcast_ref().unwrap();
         let a: Vec<f32> = lora.a.val().into_data().try_to_vec().unwrap();
         let bound = 1.0 / 6f32.sqrt();
         assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.5 * bound));
-        assert!(lora.b.val().into_data().try_to_vec::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        assert!(
+            lora.b
+                .val()
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap()
+                .iter()
+                .all(|v| *v == 0.0)
+        );
     }
 
     #[test]
     fn the_activation_path_agrees_with_the_composed_weight() {
         let device = Device::flex();
-        let proj = layer(&Lora { rank: 4, alpha: 7.0, ..Lora::default() }, &device);
+        let proj = layer(
+            &Lora {
+                rank: 4,
+                alpha: 7.0,
+                ..Lora::default()
+            },
+            &device,
+        );
         let mut lora = proj.downcast_ref::<LoraLinear>().unwrap().clone();
         lora.b = Param::from_tensor(random([4, 5], &device));
         let x = random([2, 3, 6], &device);
         let pass = Pass::new();
-        let composed = x.clone().matmul(lora.weight(&pass).unsqueeze())
-            + lora.bias().unwrap().unsqueeze();
-        let difference = (Projection::forward(&lora, x, &pass) - composed).abs().max();
+        let composed =
+            x.clone().matmul(lora.weight(&pass).unsqueeze()) + lora.bias().unwrap().unsqueeze();
+        let difference = (Projection::forward(&lora, x, &pass) - composed)
+            .abs()
+            .max();
         assert!(difference.into_scalar::<f32>() < 1e-5);
     }
 
     #[test]
     fn dropout_acts_in_training_and_not_in_validation() {
         let device = Device::flex().autodiff();
-        let proj = layer(&Lora { dropout: 0.5, ..Lora::default() }, &device);
+        let proj = layer(
+            &Lora {
+                dropout: 0.5,
+                ..Lora::default()
+            },
+            &device,
+        );
         let mut lora = proj.downcast_ref::<LoraLinear>().unwrap().clone();
         lora.b = Param::from_tensor(random([8, 5], &device));
         let x = random([2, 3, 6], &device);
@@ -193,7 +250,12 @@ mod tests {
         let toy: peft_core::toy::Toy =
             peft_core::contract::ContractHost::build(&mut Init::new(0, &Device::flex()));
         let geometry = peft_core::Host::geometry(&toy);
-        let error = Lora { rank: 0, ..Lora::default() }.check(&geometry).unwrap_err();
+        let error = Lora {
+            rank: 0,
+            ..Lora::default()
+        }
+        .check(&geometry)
+        .unwrap_err();
         assert!(error.to_string().contains("`rank` is 0"), "{error}");
     }
 }

@@ -32,7 +32,12 @@ pub struct Vera {
 
 impl Default for Vera {
     fn default() -> Self {
-        Self { rank: 256, d_initial: 0.1, dropout: 0.0, targets: Targets::Default }
+        Self {
+            rank: 256,
+            d_initial: 0.1,
+            dropout: 0.0,
+            targets: Targets::Default,
+        }
     }
 }
 
@@ -50,8 +55,16 @@ impl MethodConfig for Vera {
 
     fn examples() -> Vec<Self> {
         vec![
-            Vera { rank: 6, ..Self::default() },
-            Vera { rank: 16, d_initial: 1.0, targets: Targets::all_linear(), ..Self::default() },
+            Vera {
+                rank: 6,
+                ..Self::default()
+            },
+            Vera {
+                rank: 16,
+                d_initial: 1.0,
+                targets: Targets::all_linear(),
+                ..Self::default()
+            },
         ]
     }
 }
@@ -66,7 +79,12 @@ impl Method for Vera {
     }
 
     fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
-        let targets = || geometry.sites.iter().filter(|site| self.targets.contains(site));
+        let targets = || {
+            geometry
+                .sites
+                .iter()
+                .filter(|site| self.targets.contains(site))
+        };
         let d_in = targets().map(|site| site.d_in).max()?;
         let d_out = targets().map(|site| site.d_out).max()?;
         let frozen = |tensor| Param::from_tensor(tensor).set_require_grad(false);
@@ -89,7 +107,10 @@ impl Method for Vera {
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        let targets = geometry.sites.iter().filter(|site| self.targets.contains(site));
+        let targets = geometry
+            .sites
+            .iter()
+            .filter(|site| self.targets.contains(site));
         targets.map(|site| self.rank + site.d_out).sum()
     }
 
@@ -123,7 +144,10 @@ impl VeraLinear {
     fn matrices(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let shared: &VeraShared = pass.shared();
         let (d_in, d_out) = self.dims();
-        (shared.a.val().narrow(0, 0, d_in), shared.b.val().narrow(1, 0, d_out))
+        (
+            shared.a.val().narrow(0, 0, d_in),
+            shared.b.val().narrow(1, 0, d_out),
+        )
     }
 }
 

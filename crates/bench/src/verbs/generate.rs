@@ -49,7 +49,10 @@ impl Generate {
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
         let ready = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
-        ensure!(ready.model.host.is_causal(), "only language models generate text");
+        ensure!(
+            ready.model.host.is_causal(),
+            "only language models generate text"
+        );
         let tokenizer = source::tokenizer(&self.model, &ready.model.host)?;
         let generation = Generation {
             max_new_tokens: self.max_new_tokens,
@@ -57,8 +60,9 @@ impl Generate {
             choice: self.choice()?,
         };
         let encode = |text: &String| -> Result<Vec<u32>> {
-            let encoding =
-                tokenizer.encode(text.as_str(), true).map_err(|e| anyhow::anyhow!("{e}"))?;
+            let encoding = tokenizer
+                .encode(text.as_str(), true)
+                .map_err(|e| anyhow::anyhow!("{e}"))?;
             ensure!(!encoding.is_empty(), "the prompt `{text}` has no tokens");
             Ok(encoding.get_ids().to_vec())
         };
@@ -74,20 +78,32 @@ impl Generate {
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let texts = models::generate(&ready.model, &rows, &generation, &device);
         for (prompt, tokens) in self.prompt.iter().zip(texts) {
-            let text = tokenizer.decode(&tokens, true).map_err(|e| anyhow::anyhow!("{e}"))?;
+            let text = tokenizer
+                .decode(&tokens, true)
+                .map_err(|e| anyhow::anyhow!("{e}"))?;
             print(&format!("{prompt}{text}\n"))?;
         }
         Ok(())
     }
 
     fn choice(&self) -> Result<Choice> {
-        let Some(temperature) = self.temperature else { return Ok(Choice::Greedy) };
-        ensure!(temperature > 0.0, "`--temperature` is {temperature}, expected above 0");
+        let Some(temperature) = self.temperature else {
+            return Ok(Choice::Greedy);
+        };
+        ensure!(
+            temperature > 0.0,
+            "`--temperature` is {temperature}, expected above 0"
+        );
         ensure!(
             self.top_p > 0.0 && self.top_p <= 1.0,
             "`--top-p` is {}, expected above 0 and at most 1",
             self.top_p
         );
-        Ok(Choice::Sample { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed })
+        Ok(Choice::Sample {
+            temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+        })
     }
 }

@@ -57,23 +57,40 @@ impl Logits {
             .remove("input_ids")
             .with_context(|| format!("`{file}` has no tensor `input_ids`"))?;
         let shape = ids.shape().to_vec();
-        ensure!(shape.len() == 2, "`input_ids` has shape {shape:?}, expected [batch, sequence]");
-        ensure!(shape.iter().all(|n| *n > 0), "`input_ids` has shape {shape:?}, which is empty");
+        ensure!(
+            shape.len() == 2,
+            "`input_ids` has shape {shape:?}, expected [batch, sequence]"
+        );
+        ensure!(
+            shape.iter().all(|n| *n > 0),
+            "`input_ids` has shape {shape:?}, which is empty"
+        );
         let ids: Vec<i64> = ids.convert::<i64>().try_to_vec()?;
         let vocab = model.vocab_size() as i64;
         if let Some(id) = ids.iter().find(|id| !(0..vocab).contains(*id)) {
             anyhow::bail!("`input_ids` holds {id}, expected ids from 0 to below {vocab}");
         }
         let limit = model.max_length();
-        ensure!(shape[1] <= limit, "{} tokens exceed the model's {limit} positions", shape[1]);
+        ensure!(
+            shape[1] <= limit,
+            "{} tokens exceed the model's {limit} positions",
+            shape[1]
+        );
         let mask = match tensors.remove("attention_mask") {
             Some(mask) => {
                 let found = mask.shape().to_vec();
-                ensure!(found == shape, "`attention_mask` has shape {found:?}, expected {shape:?}");
+                ensure!(
+                    found == shape,
+                    "`attention_mask` has shape {found:?}, expected {shape:?}"
+                );
                 mask.convert::<f32>().try_to_vec()?
             }
             None => vec![1.0; ids.len()],
         };
-        Ok((ids.into_iter().map(|id| id as u32).collect(), mask, shape[0]))
+        Ok((
+            ids.into_iter().map(|id| id as u32).collect(),
+            mask,
+            shape[0],
+        ))
     }
 }

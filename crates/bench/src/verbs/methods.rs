@@ -25,7 +25,10 @@ impl Methods {
         let Some(kind) = &self.kind else {
             for entry in registry.entries() {
                 let info = entry.info;
-                print(&format!("{:<10} {:<18} {}\n", info.kind, info.name, info.formula))?;
+                print(&format!(
+                    "{:<10} {:<18} {}\n",
+                    info.kind, info.name, info.formula
+                ))?;
             }
             return Ok(());
         };

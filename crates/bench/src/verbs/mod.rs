@@ -1,5 +1,6 @@
 //! One file a verb of the command line.
 
+pub mod compare;
 pub mod evaluate;
 pub mod generate;
 pub mod logits;
@@ -36,17 +37,33 @@ pub(crate) fn load(
     use burn::module::Module;
     let description = with.map(adapter::describe).transpose()?;
     let seed = description.as_ref().map_or(0, |d| d.seed);
-    let classes = description.as_ref().map(|d| d.labels.len()).filter(|count| *count > 0);
+    let classes = description
+        .as_ref()
+        .map(|d| d.labels.len())
+        .filter(|count| *count > 0);
     // Which parameters an adapter trains is known on a device that tracks gradients.
     let training = device.clone().autodiff();
     let mut init = Init::new(seed, &training);
-    let Loaded { model, config, new_layers } = source::load(model, classes, &mut init)?;
+    let Loaded {
+        model,
+        config,
+        new_layers,
+    } = source::load(model, classes, &mut init)?;
     if with.is_none() && !new_layers.is_empty() {
-        eprintln!("note: the checkpoint has no {}; it starts random", new_layers.join(", "));
+        eprintln!(
+            "note: the checkpoint has no {}; it starts random",
+            new_layers.join(", ")
+        );
     }
     let adapted = match with {
         Some(folder) => adapter::load(model, folder, registry, &mut Init::new(seed, &training))?,
-        None => Adapted { host: model, shared: None },
+        None => Adapted {
+            host: model,
+            shared: None,
+        },
     };
-    Ok(Ready { model: adapted.valid(), config })
+    Ok(Ready {
+        model: adapted.valid(),
+        config,
+    })
 }

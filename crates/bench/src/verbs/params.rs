@@ -40,9 +40,13 @@ impl Params {
         let (kind, config, storage) = single(&row, registry)?;
         let method = registry.parse(&kind, &config)?;
         let geometry = model.geometry();
-        let head = if model.is_causal() { 0 } else { geometry.head_parameters() };
+        let head = if model.is_causal() {
+            0
+        } else {
+            geometry.head_parameters()
+        };
         let total = geometry.base_parameters() - head;
-        
+
         let adapted = adapt(model, &*method, storage.build(), &mut init)?;
         let trainable = state::trainable_parameters(&adapted);
         let percent = 100.0 * trainable as f64 / total as f64;
@@ -55,7 +59,11 @@ impl Params {
         }
         print(&format!(
             "base       {total:>12}\ntrainable  {trainable:>12}  ({percent:.4}%)\n{}",
-            if head > 0 { format!("of it head {head:>12}\n") } else { String::new() }
+            if head > 0 {
+                format!("of it head {head:>12}\n")
+            } else {
+                String::new()
+            }
         ))
     }
 

@@ -75,7 +75,16 @@ impl Pretrain {
             ..TrainConfig::default()
         };
         let mut progress = progress::display("pretrain", self.quiet);
-        let loss = pretrain(&plan, &config, &self.compute.device, &self.out, &mut *progress)?;
-        print(&format!("held-out loss {loss:.4}\nmodel: {}\n", self.out.display()))
+        let loss = pretrain(
+            &plan,
+            &config,
+            &self.compute.device,
+            &self.out,
+            &mut *progress,
+        )?;
+        print(&format!(
+            "held-out loss {loss:.4}\nmodel: {}\n",
+            self.out.display()
+        ))
     }
 }

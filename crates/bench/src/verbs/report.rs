@@ -28,6 +28,10 @@ impl Report {
         let records = RecordStore::open(&self.folder)?.load_all()?;
         let out = self.out.unwrap_or(self.folder);
         let report = report::write_report(&records, &out)?;
-        print(&format!("{}\nreport: {}\n", report.to_table(), out.join("report.html").display()))
+        print(&format!(
+            "{}\nreport: {}\n",
+            report.to_table(),
+            out.join("report.html").display()
+        ))
     }
 }

@@ -55,7 +55,11 @@ impl Sweep {
         let study = self.study.load()?;
         if self.check {
             let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
-            print(&format!("{}: {} trials\n", self.study.study.display(), trials.len()))?;
+            print(&format!(
+                "{}: {} trials\n",
+                self.study.study.display(),
+                trials.len()
+            ))?;
             return Ok(ExitCode::SUCCESS);
         }
         peft_core::device(&self.compute.device)?;
@@ -66,14 +70,26 @@ impl Sweep {
         if self.dry_run {
             return Ok(ExitCode::SUCCESS);
         }
-        let out = self.out.clone().unwrap_or_else(|| Path::new("out").join(&study.name));
+        let out = self
+            .out
+            .clone()
+            .unwrap_or_else(|| Path::new("out").join(&study.name));
         let store = RecordStore::open(&out)?;
-        self.run_missing(&trials, &store)?;
+        self.run_missing(&trials, &store, registry)?;
         finish(&store, &trials, &out)
     }
 
-    fn run_missing(&self, trials: &[Trial], store: &RecordStore) -> Result<()> {
-        let executor = Subprocess { threads: self.compute.threads, quiet: self.quiet };
+    fn run_missing(
+        &self,
+        trials: &[Trial],
+        store: &RecordStore,
+        registry: &Registry,
+    ) -> Result<()> {
+        let executor = Subprocess {
+            registry,
+            threads: self.compute.threads,
+            quiet: self.quiet,
+        };
         for (index, trial) in trials.iter().enumerate() {
             let place = format!("[{}/{}] {}", index + 1, trials.len(), trial.id);
             let old = store.find(&trial.hash)?;
@@ -104,7 +120,10 @@ impl Sweep {
 /// Fingerprints of the model and the data.
 fn fingerprints(study: &Study) -> Result<BTreeMap<String, String>> {
     let mut sources = data::tables(&study.task)?.fingerprints();
-    sources.insert("model".into(), source::fingerprint(Path::new(&study.model))?);
+    sources.insert(
+        "model".into(),
+        source::fingerprint(Path::new(&study.model))?,
+    );
     Ok(sources)
 }
 
@@ -118,11 +137,17 @@ fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bo
     let geometry = loaded.model.geometry();
     let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
         &study.task;
-    let head = if loaded.model.is_causal() { 0 } else { geometry.head_parameters() };
+    let head = if loaded.model.is_causal() {
+        0
+    } else {
+        geometry.head_parameters()
+    };
     let mut lines = String::new();
     for trial in trials {
         let method = trial.method(registry)?;
-        method.check(&geometry).with_context(|| format!("method `{}`", trial.label))?;
+        method
+            .check(&geometry)
+            .with_context(|| format!("method `{}`", trial.label))?;
         let tokens = trial.train.batch_size * max_length;
         let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
         let trained = match method.parameters(&geometry) {
@@ -132,11 +157,17 @@ fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bo
             own => own + head,
         };
         let peak = memory::human(memory.predicted_peak);
-        lines += &format!("{:<44} {trained:>12} trained  {peak:>10} predicted\n", trial.id);
+        lines += &format!(
+            "{:<44} {trained:>12} trained  {peak:>10} predicted\n",
+            trial.id
+        );
     }
     if list {
         let total = geometry.base_parameters() - head;
-        print(&format!("base: {total} parameters\n{lines}{} trials\n", trials.len()))?;
+        print(&format!(
+            "base: {total} parameters\n{lines}{} trials\n",
+            trials.len()
+        ))?;
     }
     Ok(())
 }
@@ -150,8 +181,15 @@ fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode>
     let report = report::write_report(&records, out)?;
     print(&format!("{}\n", report.to_table()))?;
     print(&format!("report: {}\n", out.join("report.html").display()))?;
-    let failed = records.iter().filter(|record| !record.status.is_ok()).count();
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOME_FAILED) })
+    let failed = records
+        .iter()
+        .filter(|record| !record.status.is_ok())
+        .count();
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(SOME_FAILED)
+    })
 }
 
 /// Arguments of the hidden `run-trial`.
@@ -170,10 +208,13 @@ impl RunTrial {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text)?;
         let trial: Trial = serde_json::from_str(&text).context("the trial is not valid JSON")?;
-        let compute = Compute { device: trial.device.clone(), threads: self.threads };
+        let compute = Compute {
+            device: trial.device.clone(),
+            threads: self.threads,
+        };
         let record = compute.run(|| {
             let mut progress = progress::display(&trial.id, self.quiet);
-            execute::run(&trial, registry, None, &mut *progress)
+            execute::run_to_record(&trial, registry, &mut *progress)
         })?;
         RecordStore::open(&self.out)?.append(&record)?;
         Ok(())

@@ -53,7 +53,10 @@ impl Train {
         }
         let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
         let [trial] = &trials[..] else {
-            anyhow::bail!("`train` runs one trial, this makes {}; use `sweep`", trials.len())
+            anyhow::bail!(
+                "`train` runs one trial, this makes {}; use `sweep`",
+                trials.len()
+            )
         };
         let mut progress = progress::display(&trial.id, self.quiet);
         let record = execute::run(trial, registry, Some(&self.out), &mut *progress)?;

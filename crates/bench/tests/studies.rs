@@ -1,0 +1,128 @@
+//! Committed study files, the README's table, and a whole trial through the library.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bench::execute;
+use bench::progress::Silent;
+use bench::registry::Registry;
+use bench::study::Study;
+use bench::trial::{Trial, expand};
+use report::record::{Record, Status};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn study(file: &str) -> Study {
+    let variables = ["MINILM", "SST2"].map(|name| (name.to_string(), "/nowhere".to_string()));
+    Study::load(&root().join(file), &variables.into()).unwrap()
+}
+
+fn trial(file: &str, id: &str) -> Trial {
+    let trials = expand(&study(file), &Registry::builtin(), "cpu", &BTreeMap::new()).unwrap();
+    trials
+        .into_iter()
+        .find(|trial| trial.id.starts_with(id))
+        .unwrap()
+}
+
+fn run(trial: &Trial) -> Record {
+    execute::run_to_record(trial, &Registry::builtin(), &mut Silent).unwrap()
+}
+
+#[test]
+fn every_committed_study_loads_and_expands() {
+    let files = std::fs::read_dir(root().join("experiments")).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let studies: Vec<_> = files
+        .filter(|f| f.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    assert!(studies.len() >= 2);
+    for file in studies {
+        let study = study(file.to_str().unwrap());
+        let trials = expand(&study, &Registry::builtin(), "cpu", &BTreeMap::new()).unwrap();
+        assert!(!trials.is_empty(), "{}", file.display());
+    }
+}
+
+#[test]
+fn the_readme_has_the_registrys_method_table() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let table = Registry::builtin().table();
+    assert!(
+        readme.contains(&table),
+        "paste `peft-bench methods --markdown`:\n{table}"
+    );
+}
+
+#[test]
+fn the_same_trial_twice_gives_the_same_losses_and_answers_bit_for_bit() {
+    let trial = trial("scripts/smoke.toml", "lora-r4");
+    let (first, second) = (run(&trial), run(&trial));
+    assert_eq!(first.status, Status::Ok, "{}", first.status.reason());
+    let losses = |r: &Record| r.curve.iter().map(|p| p.train_loss).collect::<Vec<_>>();
+    assert!(!losses(&first).is_empty());
+    assert_eq!(losses(&first), losses(&second));
+    assert_eq!(first.predictions, second.predictions);
+}
+
+#[test]
+fn a_learning_rate_that_explodes_is_a_record_of_divergence() {
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    trial.train.learning_rate = bench::study::OneOrMany::One(1e30);
+    trial.train.clip = 0.0;
+    trial.train.warmup = 0.0;
+    let record = run(&trial);
+    assert!(
+        matches!(record.status, Status::Diverged { .. }),
+        "{:?}",
+        record.status
+    );
+}
+
+#[test]
+fn a_base_that_is_not_there_is_a_record_of_failure_that_names_it() {
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    trial.model = "/nowhere".into();
+    let Status::Failed { reason } = run(&trial).status else {
+        panic!("it cannot succeed")
+    };
+    assert!(reason.contains("/nowhere"), "{reason}");
+}
+
+#[test]
+fn a_saved_adapter_answers_as_the_model_it_was_saved_from() {
+    let folder = tempfile::tempdir().unwrap();
+    for id in ["lora-r4", "houlsby-8", "qlora-r4"] {
+        let trial = trial("scripts/smoke.toml", id);
+        let out = folder.path().join(id);
+        let record = execute::run(&trial, &Registry::builtin(), Some(&out), &mut Silent).unwrap();
+        let again = evaluate(&trial, &out);
+        assert_eq!(record.scores["test"]["loss"], again, "{id}");
+    }
+}
+
+/// The test loss of a base with a saved adapter.
+fn evaluate(trial: &Trial, adapter: &Path) -> f64 {
+    use burn::module::Module;
+    let device = peft_core::device("cpu").unwrap();
+    let training = device.clone().autodiff();
+    let folder = Path::new(&trial.model);
+    let (loaded, data) = bench::data::prepare(&trial.task, folder, trial.seed, &training).unwrap();
+    let tokenizer = bench::source::tokenizer(folder, &loaded.model).unwrap();
+    let mut init = peft_core::Init::new(trial.seed, &training);
+    let model =
+        bench::adapter::load(loaded.model, adapter, &Registry::builtin(), &mut init).unwrap();
+    let evaluator = bench::evaluate::Evaluator {
+        task: &trial.task,
+        data: &data,
+        tokenizer: &tokenizer,
+        batch_size: trial.train.eval_batch_size,
+        device,
+    };
+    evaluator
+        .quick(&model.valid(), &data.splits.test)
+        .unwrap()
+        .values["loss"]
+}
