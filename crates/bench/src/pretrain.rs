@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use models::{Gpt2Config, Model};
 use peft_core::{Adapted, Init, adapt};
+use rand::{SeedableRng, seq::SliceRandom};
 use tasks::scenario::{Scenario, ScenarioConfig};
 use tasks::split::Splits;
 use tasks::tokenizer::{END_OF_TEXT, train_bpe};
@@ -29,8 +30,8 @@ pub struct Pretraining {
     pub shape: (usize, usize, usize),
     /// Positions of the model.
     pub positions: usize,
-    /// Tokens of a training row.
-    pub length: usize,
+    /// Standard deviation of the starting weights.
+    pub initializer_range: f64,
     /// Seed of the model's start and of the order of the data.
     pub seed: u64,
 }
@@ -52,7 +53,7 @@ pub fn pretrain(
     let eos = tokenizer
         .token_to_id(END_OF_TEXT)
         .context("the tokenizer has an end token")?;
-    let rows = pack(&scenario.corpus, &tokenizer, eos, plan.length)?;
+    let rows = rows(&scenario.corpus, &tokenizer, eos)?;
     let held_out = rows.len() / 50 + 1;
     let (dev, train_rows) = rows.split_at(held_out);
     let data = Data {
@@ -73,7 +74,8 @@ pub fn pretrain(
     let mut init = Init::new(plan.seed, &training);
     let (width, layers, heads) = plan.shape;
     let vocabulary = tokenizer.get_vocab_size(true);
-    let shape = Gpt2Config::new(vocabulary, plan.positions, width, layers, heads);
+    let mut shape = Gpt2Config::new(vocabulary, plan.positions, width, layers, heads);
+    shape.initializer_range = plan.initializer_range;
     let model = Model::random_gpt2(shape.clone(), &mut init)?;
     let model = adapt(model, &peft_adapter::Full {}, None, &mut init)?;
     let task = task(plan);
@@ -90,25 +92,25 @@ pub fn pretrain(
     Ok(loss)
 }
 
-/// The corpus as rows of equal length, every sentence ended by the end token.
-fn pack(corpus: &[String], tokenizer: &Tokenizer, eos: u32, length: usize) -> Result<Vec<Example>> {
-    let mut ids = vec![eos];
-    for sentence in corpus {
+/// One row a sentence, ended by the end token. Packing several into a row would save padding, but
+/// a model this small learns the facts of the corpus much later from packed rows.
+fn rows(corpus: &[String], tokenizer: &Tokenizer, eos: u32) -> Result<Vec<Example>> {
+    let row = |sentence: &String| -> Result<Example> {
         let encoding = tokenizer
             .encode(sentence.as_str(), false)
             .map_err(|e| anyhow::anyhow!("{e}"))?;
-        ids.extend_from_slice(encoding.get_ids());
+        let mut ids = encoding.get_ids().to_vec();
         ids.push(eos);
-    }
-    let example = |row: &[u32]| Example {
-        ids: row.to_vec(),
-        target: Target::Completion(1),
-        input: String::new(),
-        expected: String::new(),
+        let (input, expected) = (String::new(), String::new());
+        Ok(Example {
+            ids,
+            target: Target::Completion(1),
+            input,
+            expected,
+        })
     };
-    let mut rows: Vec<Example> = ids.chunks_exact(length).map(example).collect();
+    let mut rows: Vec<Example> = corpus.iter().map(row).collect::<Result<_>>()?;
     // The corpus is in the order it was generated in; held-out rows should come from everywhere.
-    use rand::{SeedableRng, seq::SliceRandom};
     rows.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(0));
     Ok(rows)
 }
@@ -122,7 +124,7 @@ fn task(plan: &Pretraining) -> Task {
         data: DataSource::Scenario(source),
         prompt: String::new(),
         completion: String::new(),
-        max_length: plan.length,
+        max_length: plan.positions,
         max_new_tokens: 1,
         metric: tasks::metric::Metric::Perplexity,
         overlong: Default::default(),

@@ -35,6 +35,8 @@ pub(crate) struct Builder<'a> {
     /// Prefix of the body's tensors, which checkpoints of the bare body leave out: `bert.`.
     body: &'static str,
     layer: Option<usize>,
+    /// Standard deviation of fresh weights.
+    std: f64,
     plan: Plan,
     problems: Vec<String>,
     new: Vec<String>,
@@ -49,7 +51,7 @@ pub(crate) struct Plan {
 }
 
 /// Standard deviation of fresh weights, as in BERT and GPT-2.
-const STD: f64 = 0.02;
+pub(crate) const STD: f64 = 0.02;
 
 impl<'a> Builder<'a> {
     /// Takes values from a checkpoint; `init` is for what the checkpoint may lack (a new head).
@@ -61,9 +63,12 @@ impl<'a> Builder<'a> {
         Self::new(Source::Checkpoint(tensors), body, init)
     }
 
-    /// Draws fresh values.
-    pub(crate) fn random(body: &'static str, init: &'a mut Init) -> Self {
-        Self::new(Source::Random, body, init)
+    /// Draws fresh weights of this standard deviation.
+    pub(crate) fn random(body: &'static str, std: f64, init: &'a mut Init) -> Self {
+        Self {
+            std,
+            ..Self::new(Source::Random, body, init)
+        }
     }
 
     fn new(source: Source, body: &'static str, init: &'a mut Init) -> Self {
@@ -73,6 +78,7 @@ impl<'a> Builder<'a> {
             init,
             body,
             layer: None,
+            std: STD,
             plan,
             problems: Vec::new(),
             new: Vec::new(),
@@ -152,7 +158,8 @@ impl<'a> Builder<'a> {
     /// An embedding table `[rows, width]`.
     pub(crate) fn embedding(&mut self, name: &str, rows: usize, width: usize) -> Param<Tensor<2>> {
         let shape = [rows, width];
-        let value = self.tensor(name, shape, |init| init.normal(shape, STD));
+        let std = self.std;
+        let value = self.tensor(name, shape, |init| init.normal(shape, std));
         self.param(name, Part::Embedding, value)
     }
 
@@ -180,7 +187,8 @@ impl<'a> Builder<'a> {
             Layout::InOut => [d_in, d_out],
         };
         let weight = format!("{name}.weight");
-        let value = self.tensor(&weight, stored, |init| init.normal(stored, STD));
+        let std = self.std;
+        let value = self.tensor(&weight, stored, |init| init.normal(stored, std));
         // Own the transposed values: a view would be walked with strides in every product.
         let value = match layout {
             Layout::OutIn => contiguous(value.transpose()),

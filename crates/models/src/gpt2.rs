@@ -42,6 +42,9 @@ pub struct Gpt2Config {
     /// Added to variances.
     #[serde(default = "default_eps")]
     pub layer_norm_epsilon: f64,
+    /// Standard deviation of fresh weights.
+    #[serde(default = "default_range")]
+    pub initializer_range: f64,
     /// Whether the head shares the embedding table.
     #[serde(default = "yes")]
     pub tie_word_embeddings: bool,
@@ -58,6 +61,9 @@ fn gelu_new() -> Activation {
 }
 fn default_eps() -> f64 {
     1e-5
+}
+fn default_range() -> f64 {
+    0.02
 }
 fn yes() -> bool {
     true
@@ -81,6 +87,7 @@ impl Gpt2Config {
             n_inner: None,
             activation_function: gelu_new(),
             layer_norm_epsilon: default_eps(),
+            initializer_range: default_range(),
             tie_word_embeddings: true,
             scale_attn_by_inverse_layer_idx: false,
             scale_attn_weights: true,

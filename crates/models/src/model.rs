@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::batch::{Batch, Positions};
 use crate::bert::Bert;
 use crate::bert_config::{BertConfig, Family};
-use crate::builder::Builder;
+use crate::builder::{Builder, STD};
 use crate::cache::Cache;
 use crate::checkpoint;
 use crate::error::ModelError;
@@ -87,7 +87,7 @@ impl Model {
     /// # Errors
     /// If the shape makes no sense.
     pub fn random_gpt2(config: Gpt2Config, init: &mut Init) -> Result<Self, ModelError> {
-        let builder = Builder::random(gpt2::BODY, init);
+        let builder = Builder::random(gpt2::BODY, config.initializer_range, init);
         Ok(Self::Gpt2(Gpt2::build(
             config,
             builder,
@@ -100,7 +100,7 @@ impl Model {
     /// # Errors
     /// If the shape makes no sense.
     pub fn random_bert(config: BertConfig, init: &mut Init) -> Result<Self, ModelError> {
-        let builder = Builder::random(config.family.names().body, init);
+        let builder = Builder::random(config.family.names().body, STD, init);
         Ok(Self::Bert(
             Bert::build(config, builder, Path::new("config.json"))?.0,
         ))

@@ -34,16 +34,19 @@ pub struct Pretrain {
     #[arg(long, default_value_t = 4)]
     heads: usize,
     /// Passes over the corpus.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 7)]
     epochs: usize,
     /// Rows of a batch.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// Tokens of a row.
+    /// Positions of the model.
     #[arg(long, default_value_t = 128)]
-    length: usize,
+    positions: usize,
+    /// Standard deviation of the starting weights.
+    #[arg(long, default_value_t = 0.08)]
+    initializer_range: f64,
     /// Peak learning rate.
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 3e-3)]
     learning_rate: f64,
     #[command(flatten)]
     compute: Compute,
@@ -63,8 +66,8 @@ impl Pretrain {
             sizes: ScenarioConfig::default(),
             vocabulary: VOCABULARY,
             shape: (self.width, self.layers, self.heads),
-            positions: self.length,
-            length: self.length,
+            positions: self.positions,
+            initializer_range: self.initializer_range,
             seed: self.seed,
         };
         let config = TrainConfig {
