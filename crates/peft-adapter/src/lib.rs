@@ -1,7 +1,6 @@
 //! Bottleneck adapters and what they are compared with. One paper, one file.
 
 pub mod bottleneck;
-mod config;
 pub mod full;
 pub mod head_only;
 pub mod houlsby;

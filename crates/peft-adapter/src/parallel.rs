@@ -9,12 +9,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::{
     Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
-    Sublayer, Tap, TapSlot,
+    Sublayer, Tap, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{AdapterInit, Bottleneck, Width, width};
-use crate::config::check_dropout;
 
 /// Configuration of parallel adapters, `kind = "parallel"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,7 +89,7 @@ impl MethodConfig for Parallel {
 
 impl Method for Parallel {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        check_dropout(self.dropout)?;
+        check::dropout(self.dropout)?;
         if !self.scaling.is_finite() {
             return Err(CoreError::bad_value(
                 "scaling",

@@ -8,12 +8,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::{
     Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
-    Sublayer, Tap, TapSlot,
+    Sublayer, Tap, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{AdapterInit, Bottleneck, Width, width};
-use crate::config::check_dropout;
 
 /// Configuration of Pfeiffer adapters, `kind = "pfeiffer"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +85,7 @@ impl MethodConfig for Pfeiffer {
 
 impl Method for Pfeiffer {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        check_dropout(self.dropout)?;
+        check::dropout(self.dropout)?;
         self.width(geometry.width).map(|_| ())
     }
 

@@ -9,6 +9,7 @@
 pub mod erased;
 pub mod activation;
 pub mod attend;
+pub mod check;
 pub mod contract;
 pub mod device;
 pub mod error;

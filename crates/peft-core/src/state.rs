@@ -219,6 +219,14 @@ pub fn write_atomically(file: &Path, bytes: &[u8]) -> Result<(), CoreError> {
         let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
         std::io::Write::write_all(&mut temporary, bytes)?;
         temporary.as_file().sync_all()?;
+        #[cfg(unix)]
+        {
+            // A temporary file is private to its owner; results are meant to be shared.
+            use std::os::unix::fs::PermissionsExt;
+            temporary
+                .as_file()
+                .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
         temporary.persist(file).map_err(|e| e.error)?;
         Ok(())
     };

@@ -9,7 +9,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
     CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
-    Site, Start, Targets, kernels,
+    Site, Start, Targets, check, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,13 +68,11 @@ impl MethodConfig for Lora {
 
 impl Method for Lora {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        if self.rank == 0 {
-            return Err(CoreError::bad_value("rank", self.rank, "at least 1"));
-        }
+        check::rank(self.rank)?;
         if !self.alpha.is_finite() {
             return Err(CoreError::bad_value("alpha", self.alpha, "a finite number"));
         }
-        check_dropout(self.dropout)?;
+        check::dropout(self.dropout)?;
         self.targets.select(&geometry.sites).map(|_| ())
     }
 
@@ -104,18 +102,6 @@ impl Method for Lora {
     fn size(&self) -> Option<u64> {
         Some(self.rank as u64)
     }
-}
-
-/// Refuses a dropout that is no probability below 1.
-pub(crate) fn check_dropout(dropout: f64) -> Result<(), CoreError> {
-    if (0.0..1.0).contains(&dropout) {
-        return Ok(());
-    }
-    Err(CoreError::bad_value(
-        "dropout",
-        dropout,
-        "at least 0 and below 1",
-    ))
 }
 
 /// A linear layer with a low-rank update.

@@ -10,11 +10,9 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
     CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
-    SharedSlot, Site, Start, Targets, kernels,
+    SharedSlot, Site, Start, Targets, check, kernels,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::lora::check_dropout;
 
 /// Configuration of VeRA, `kind = "vera"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,10 +69,8 @@ impl MethodConfig for Vera {
 
 impl Method for Vera {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        if self.rank == 0 {
-            return Err(CoreError::bad_value("rank", self.rank, "at least 1"));
-        }
-        check_dropout(self.dropout)?;
+        check::rank(self.rank)?;
+        check::dropout(self.dropout)?;
         self.targets.select(&geometry.sites).map(|_| ())
     }
 
