@@ -109,7 +109,7 @@ impl MethodConfig for Qlora {
             },
             Self {
                 rank: 2,
-                targets: Targets::One("query".into()),
+                targets: Targets::One("down".into()),
                 ..Self::default()
             },
         ]
@@ -188,7 +188,7 @@ mod tests {
         let mut init = Init::new(0, &burn::tensor::Device::flex());
         let toy = Toy::build(&mut init);
         let qlora = Qlora {
-            targets: Targets::One("query".into()),
+            targets: Targets::One("down".into()),
             ..Qlora::default()
         };
         let adapted = adapt(toy, &qlora, None, &mut init).unwrap();
