@@ -5,9 +5,9 @@ cd "$(dirname "$0")/.."
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 bench=target/release/peft-bench
-sweep() { "$bench" sweep scripts/smoke.toml --out "$out" --threads 2 --quiet "$@"; }
+sweep=("$bench" sweep scripts/smoke.toml --out "$out" --threads 2 --quiet)
 
-sweep &
+"${sweep[@]}" &
 pid=$!
 for _ in $(seq 600); do
   [ -n "$(ls "$out/records" 2>/dev/null)" ] && break
@@ -15,11 +15,10 @@ for _ in $(seq 600); do
 done
 kill -9 "$pid" 2>/dev/null || true
 wait "$pid" 2>/dev/null || true
-pkill -9 -f "run-trial --out $out" 2>/dev/null || true
 first=$(ls "$out/records" | head -1)
 stamp=$(stat -c %Y "$out/records/$first")
 
-sweep
+"${sweep[@]}"
 for file in runs.csv REPORT.md report.html plots; do
   [ -e "$out/$file" ] || { echo "missing $file"; exit 1; }
 done

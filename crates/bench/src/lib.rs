@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod execute;
 pub mod memory;
 pub mod pretrain;
+pub mod process;
 pub mod progress;
 pub mod registry;
 pub mod schedule;

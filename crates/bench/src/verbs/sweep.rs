@@ -14,6 +14,7 @@ use crate::cli::{Compute, StudyFile, print};
 use crate::data;
 use crate::execute::{self, Executor, Subprocess};
 use crate::memory;
+use crate::process::{self, Claim};
 use crate::progress;
 use crate::registry::Registry;
 use crate::source;
@@ -75,6 +76,7 @@ impl Sweep {
             .clone()
             .unwrap_or_else(|| Path::new("out").join(&study.name));
         let store = RecordStore::open(&out)?;
+        let _claim = Claim::new(&out)?;
         self.run_missing(&trials, &store, registry)?;
         finish(&store, &trials, &out)
     }
@@ -205,6 +207,7 @@ pub struct RunTrial {
 
 impl RunTrial {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        process::die_with_parent();
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text)?;
         let trial: Trial = serde_json::from_str(&text).context("the trial is not valid JSON")?;
