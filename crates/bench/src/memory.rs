@@ -1,7 +1,7 @@
 //! Memory: predicted before a run, measured after it.
 
 use models::Model;
-use peft_core::{Geometry, Host, Method};
+use peft_core::{Geometry, Host, Method, geometry_for};
 use report::record::MemoryInfo;
 
 use crate::trial::StorageSpec;
@@ -19,15 +19,11 @@ pub fn predict(
     storage: &StorageSpec,
     tokens_per_batch: usize,
 ) -> MemoryInfo {
-    let geometry = model.geometry();
+    let geometry = geometry_for(model, method);
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
-    let in_sites: usize = geometry
-        .sites
-        .iter()
-        .map(|site| site.d_in * site.d_out)
-        .sum();
-    let dense = geometry.base_parameters() - in_sites;
+    let in_sites: usize = geometry.sites.iter().map(|s| s.d_in * s.d_out).sum();
+    let dense = model.geometry().base_parameters() - in_sites;
     let packed = |numel| storage.map_or(numel * 4, |storage| storage.bytes(numel));
     let sites: usize = geometry
         .sites
@@ -131,6 +127,16 @@ mod tests {
         assert_eq!(
             dense.base - packed.base,
             in_sites * 4 - in_sites / 2 - in_sites / 64 * 4
+        );
+    }
+
+    #[test]
+    fn a_tied_head_that_gets_a_copy_of_its_own_is_counted() {
+        let memory = predict(&model(), &peft_adapter::HeadOnly {}, &StorageSpec::F32, 0);
+        assert_eq!(memory.adapter, 64 * 32 * 4);
+        assert_eq!(
+            memory.predicted_peak - PROGRAM,
+            memory.base + 4 * memory.adapter
         );
     }
 

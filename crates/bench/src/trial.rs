@@ -221,9 +221,11 @@ fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized
                 config.insert((*key).to_string(), value.clone());
             }
             let config = Value::Object(config.clone());
-            let method = registry
-                .parse(&row.kind, &config)
-                .map_err(|e| at(e.to_string()))?;
+            let method = registry.parse(&row.kind, &config).map_err(|e| match e {
+                // The place in the file says more than the kind.
+                BenchError::Method { reason, .. } => at(reason),
+                other => other,
+            })?;
             let size = method.size().zip(info.size_key);
             let size = size.map(|(value, name)| Size {
                 name: name.into(),

@@ -72,6 +72,16 @@ impl<H: Host> Adapted<H> {
     }
 }
 
+/// The shape of a model as a method will find it: with a head of its own where the method asks for
+/// one. Counting on the bare model would miss a head that is tied to the embeddings.
+pub fn geometry_for<H: Host>(host: &H, method: &dyn Method) -> Geometry {
+    if method.unties_head() {
+        host.clone().untie_head().geometry()
+    } else {
+        host.geometry()
+    }
+}
+
 /// Puts a method into a model: packs the frozen weights, fills the seams, freezes everything but
 /// what the method trains and (for classifiers) the task head.
 ///

@@ -152,7 +152,8 @@ fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bo
             .with_context(|| format!("method `{}`", trial.label))?;
         let tokens = trial.train.batch_size * max_length;
         let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
-        let trained = match method.parameters(&geometry) {
+        let shape = peft_core::geometry_for(&loaded.model, &*method);
+        let trained = match method.parameters(&shape) {
             // Full fine-tuning counts the head with the base.
             all if all == geometry.base_parameters() => all,
             own if trial.kind == "head" && head > 0 => own,
