@@ -17,7 +17,7 @@ use crate::evaluate::Evaluator;
 use crate::progress::Progress;
 use crate::schedule::{Decay, Schedule};
 use crate::study::{OneOrMany, TrainConfig};
-use crate::trainee::{Trainee, clip_global_norm};
+use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
 
 /// What training gives.
 pub struct Outcome {
@@ -208,7 +208,14 @@ impl<'a> Run<'a> {
             }
         }
         if group.len() > 1 {
-            self.apply(accumulator.grads());
+            let share = 1.0 / group.len() as f64;
+            let plain = self.device.clone().inner();
+            self.apply(scale_gradients(
+                &trainee,
+                accumulator.grads(),
+                share,
+                &plain,
+            ));
         }
         let loss = losses / group.len() as f32;
         self.step_times.push(start.elapsed());

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{ExecutionError, Tensor, activation::log_softmax};
+use burn::tensor::{Device, ExecutionError, Tensor, activation::log_softmax};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use models::Model;
 use peft_core::Adapted;
@@ -88,6 +88,27 @@ pub fn clip_global_norm<M: Module>(
             });
         }
     }
+    let mut norm = Norm(&grads, None);
+    module.visit(&mut norm);
+    let Some(square) = norm.1 else { return grads };
+    let factor = (square.sqrt() + 1e-6)
+        .recip()
+        .mul_scalar(limit)
+        .clamp_max(1.0);
+    scale(module, grads, factor)
+}
+
+/// Multiplies every gradient: the sum over accumulated batches becomes their mean.
+pub fn scale_gradients<M: Module>(
+    module: &M,
+    grads: GradientsParams,
+    factor: f64,
+    device: &Device,
+) -> GradientsParams {
+    scale(module, grads, Tensor::full([1], factor, device))
+}
+
+fn scale<M: Module>(module: &M, grads: GradientsParams, factor: Tensor<1>) -> GradientsParams {
     struct Scale(GradientsParams, Tensor<1>);
     impl ModuleVisitor for Scale {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -98,13 +119,6 @@ pub fn clip_global_norm<M: Module>(
                 .register(param.id, grad * self.1.clone().reshape([1; D]));
         }
     }
-    let mut norm = Norm(&grads, None);
-    module.visit(&mut norm);
-    let Some(square) = norm.1 else { return grads };
-    let factor = (square.sqrt() + 1e-6)
-        .recip()
-        .mul_scalar(limit)
-        .clamp_max(1.0);
     let mut scale = Scale(grads, factor);
     module.visit(&mut scale);
     scale.0
@@ -113,10 +127,10 @@ pub fn clip_global_norm<M: Module>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use peft_core::Dense;
 
-    fn clipped(limit: f64) -> Vec<f32> {
+    /// Gradients 3, 0 and 0, 4 of a weight and a bias after a change.
+    fn changed(change: impl FnOnce(&Dense, GradientsParams) -> GradientsParams) -> Vec<f32> {
         let device = Device::flex();
         let module = Dense::new(
             Tensor::zeros([1, 2], &device),
@@ -129,7 +143,7 @@ mod tests {
         );
         let bias = module.bias.as_ref().unwrap();
         grads.register(bias.id, Tensor::<1>::from_data([0.0, 4.0], &device));
-        let grads = clip_global_norm(&module, grads, limit);
+        let grads = change(&module, grads);
         let mut values: Vec<f32> = grads
             .get::<2>(module.weight.id)
             .unwrap()
@@ -145,6 +159,17 @@ mod tests {
                 .unwrap(),
         );
         values
+    }
+
+    fn clipped(limit: f64) -> Vec<f32> {
+        changed(|module, grads| clip_global_norm(module, grads, limit))
+    }
+
+    #[test]
+    fn scaling_reaches_every_gradient() {
+        let device = Device::flex();
+        let values = changed(|module, grads| scale_gradients(module, grads, 0.5, &device));
+        assert_eq!(values, [1.5, 0.0, 0.0, 2.0]);
     }
 
     #[test]

@@ -68,6 +68,40 @@ fn the_same_trial_twice_gives_the_same_losses_and_answers_bit_for_bit() {
 }
 
 #[test]
+fn accumulated_batches_train_as_one_batch_of_their_size() {
+    let mut whole = trial("scripts/smoke.toml", "lora-r4");
+    whole.train.clip = 0.0;
+    let mut parts = whole.clone();
+    (parts.train.batch_size, parts.train.accumulation) = (8, 2);
+    let (whole, parts) = (run(&whole), run(&parts));
+    assert_eq!(whole.time.steps, parts.time.steps);
+    assert_eq!(parts.status, Status::Ok, "{}", parts.status.reason());
+    let (a, b) = (whole.scores["dev"]["loss"], parts.scores["dev"]["loss"]);
+    assert!((a - b).abs() < 0.1 * a, "{a} and {b}");
+}
+
+#[test]
+fn early_stopping_ends_a_run_that_no_longer_gains_and_keeps_the_best() {
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    // A rate that overshoots, so that dev soon gets worse.
+    trial.train.learning_rate = bench::study::OneOrMany::One(0.3);
+    (trial.train.epochs, trial.train.early_stopping) = (30, 2);
+    let record = run(&trial);
+    assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    assert!(record.time.steps < 30 * 4, "{} steps", record.time.steps);
+    let dev: Vec<f64> = record
+        .curve
+        .iter()
+        .filter_map(|p| p.dev.as_ref().map(|dev| dev["loss"]))
+        .collect();
+    let best = dev.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(
+        (record.scores["dev"]["loss"] - best).abs() < 1e-6,
+        "{best} of {dev:?}"
+    );
+}
+
+#[test]
 fn a_learning_rate_that_explodes_is_a_record_of_divergence() {
     let mut trial = trial("scripts/smoke.toml", "lora-r4");
     trial.train.learning_rate = bench::study::OneOrMany::One(1e30);
