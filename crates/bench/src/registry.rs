@@ -259,4 +259,31 @@ mod tests {
     fn every_method_keeps_the_contract_on_bert() {
         with_methods!(bert_contract);
     }
+
+    #[test]
+    fn adapters_keep_the_contract_over_four_bit_weights() {
+        let nf4 = peft_qlora::Nf4::default();
+        let setting = Setting {
+            device: Device::flex(),
+            storage: Some(&nf4),
+        };
+        macro_rules! over_nf4 {
+            ($($method:ty),*) => {
+                $(
+                    contract_on::<$method, GptHost>(&setting);
+                    contract::loss_falls::<$method, GptHost>(&setting);
+                    contract::count_equals_closed_form::<$method, GptHost>(&setting);
+                )*
+            };
+        }
+        use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
+        over_nf4!(
+            Houlsby,
+            Pfeiffer,
+            Parallel,
+            Prefix,
+            peft_lora::Lora,
+            peft_lora::Vera
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! Times forward and backward of a packed layer against a frozen dense one.
 //!
-//! `cargo run --release -p peft-qlora --example speed`
+//! `cargo run --release -p peft-qlora --example packed_speed`
 
 use std::io::Write;
 use std::time::Instant;
