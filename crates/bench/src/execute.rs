@@ -1,6 +1,7 @@
 //! Runs one trial: in this process, or in one of its own, whose peak memory is its own and whose
 //! death is a row of the report and not the end of the sweep.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::module::Module;
 use models::Model;
-use peft_core::{Adapted, Host, Init, adapt, state};
+use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
 use report::RecordStore;
 use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
 
@@ -171,8 +172,8 @@ pub fn run(
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
     record.data = data.info.clone();
-    record.budget = budget(&model, base.base_parameters() - head(&model), head(&model));
-    let (_, trained) = trained_size(&model);
+    record.budget = budget(&model, &base);
+    let trained = record.budget.adapter_bytes;
     record.memory = MemoryInfo {
         base: record.budget.base_bytes,
         adapter: trained,
@@ -261,50 +262,31 @@ fn longest(data: &Data) -> usize {
 /// Answers of the untouched base to the first test prompts.
 fn sample_answers(evaluator: &Evaluator<'_>, model: &Model, count: usize) -> Vec<String> {
     let test = &evaluator.data.splits.test;
+    if count == 0 || !model.is_causal() {
+        return Vec::new();
+    }
     let base = Adapted {
         host: model.valid(),
         shared: None,
     };
-    if count == 0 || !model.is_causal() {
-        return Vec::new();
-    }
     evaluator.answers(&base, &test[..count.min(test.len())])
 }
 
-/// Parameters of a classifier's head.
-fn head(model: &Adapted<Model>) -> usize {
-    match model.host.is_causal() {
-        true => 0,
-        false => model.host.geometry().head_parameters(),
-    }
-}
-
-fn budget(model: &Adapted<Model>, base: usize, head: usize) -> Budget {
+/// Parameters and bytes of an adapted model, given the shape of its base.
+fn budget(model: &Adapted<Model>, base: &Geometry) -> Budget {
     let (trainable, adapter_bytes) = trained_size(model);
-    let all: u64 = state::parameters(model)
+    let of_the_base: HashSet<_> = model.host.geometry().params.iter().map(|p| p.id).collect();
+    let rows = state::parameters(model);
+    // What is neither new nor unfrozen, plus what was unfrozen in place.
+    let kept = rows
         .iter()
-        .map(|row| row.bytes as u64)
-        .sum();
-    let unfrozen: u64 = {
-        let ids: std::collections::HashSet<_> = model
-            .host
-            .geometry()
-            .params
-            .into_iter()
-            .map(|p| p.id)
-            .collect();
-        let rows = state::parameters(model);
-        rows.iter()
-            .filter(|r| r.trainable && ids.contains(&r.id))
-            .map(|r| r.bytes as u64)
-            .sum()
-    };
+        .filter(|row| !row.trainable || of_the_base.contains(&row.id));
+    let head = base.task_head_parameters();
     Budget {
-        base: base as u64,
+        base: (base.base_parameters() - head) as u64,
         trainable,
         head: head as u64,
-        // What is neither new nor unfrozen, plus what was unfrozen in place.
-        base_bytes: all - adapter_bytes + unfrozen,
+        base_bytes: kept.map(|row| row.bytes as u64).sum(),
         adapter_bytes,
     }
 }

@@ -1,7 +1,7 @@
 //! Memory: predicted before a run, measured after it.
 
 use models::Model;
-use peft_core::{Geometry, Host, Method, geometry_for};
+use peft_core::{Geometry, Host, Method, geometry_for, trained_parameters};
 use report::record::MemoryInfo;
 
 use crate::trial::StorageSpec;
@@ -31,7 +31,7 @@ pub fn predict(
         .map(|site| packed(site.d_in * site.d_out))
         .sum();
     let base = (dense * 4 + sites) as u64;
-    let trained = (method.parameters(&geometry) + new_head(&geometry)) as u64 * 4;
+    let trained = trained_parameters(&geometry, method) as u64 * 4;
     let added = if method.unties_head() { trained } else { 0 };
     let activations = activations(&geometry, tokens_per_batch);
     // Adapters come on top of the base; unfrozen weights are part of it already.
@@ -45,11 +45,6 @@ pub fn predict(
         predicted_peak: PROGRAM + base + adapter + 3 * trained + activations,
         measured_peak: 0,
     }
-}
-
-/// Parameters of a classifier's head; a language model's head is part of the base.
-fn new_head(geometry: &Geometry) -> usize {
-    geometry.count(|p| p.part == peft_core::Part::Head && !p.name.starts_with("lm_head"))
 }
 
 fn activations(geometry: &Geometry, tokens: usize) -> u64 {

@@ -26,6 +26,12 @@ impl BaseParam {
         self.shape.iter().product()
     }
 
+    /// Whether this is part of a classifier's head, which is new and trained under every method; a
+    /// language model's head is part of the base.
+    pub fn is_task_head(&self) -> bool {
+        self.part == Part::Head && !self.name.starts_with("lm_head")
+    }
+
     /// Whether this is a bias of a linear layer or a norm.
     pub fn is_bias(&self) -> bool {
         self.name.ends_with(".bias")
@@ -77,7 +83,12 @@ impl Geometry {
             .sum()
     }
 
-    /// Sum of `count` over the base parameters that `select` picks.
+    /// Parameters of a classifier's head, 0 for a language model.
+    pub fn task_head_parameters(&self) -> usize {
+        self.count(BaseParam::is_task_head)
+    }
+
+    /// Number of values of the base parameters that `select` picks.
     pub fn count(&self, select: impl Fn(&BaseParam) -> bool) -> usize {
         self.params
             .iter()

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use crate::attend::AttendSlot;
 use crate::error::CoreError;
-use crate::geometry::{Geometry, Part};
+use crate::geometry::Geometry;
 use crate::init::Init;
 use crate::method::{Method, Storage};
 use crate::pass::{Pass, SharedSlot};
@@ -82,6 +82,13 @@ pub fn geometry_for<H: Host>(host: &H, method: &dyn Method) -> Geometry {
     }
 }
 
+/// Number of parameters trained when the method is in the model: its own, and the task head unless
+/// the method counts that already. `geometry` is the one of [`geometry_for`].
+pub fn trained_parameters(geometry: &Geometry, method: &dyn Method) -> usize {
+    let head = geometry.count(|p| p.is_task_head() && !method.trains(p));
+    method.parameters(geometry) + head
+}
+
 /// Puts a method into a model: packs the frozen weights, fills the seams, freezes everything but
 /// what the method trains and (for classifiers) the task head.
 ///
@@ -123,7 +130,7 @@ pub fn adapt<H: Host>(
     let trained: HashSet<ParamId> = geometry
         .params
         .iter()
-        .filter(|p| is_task_head(p.part, &p.name) || method.trains(p))
+        .filter(|p| p.is_task_head() || method.trains(p))
         .map(|p| p.id)
         .collect();
     let adapted = Adapted {
@@ -135,11 +142,6 @@ pub fn adapt<H: Host>(
     } else {
         adapted
     })
-}
-
-/// A classifier's head is new and always trained; a language model's head is part of the base.
-fn is_task_head(part: Part, name: &str) -> bool {
-    part == Part::Head && !name.starts_with("lm_head")
 }
 
 fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {

@@ -29,7 +29,7 @@ pub use attend::{Attend, AttendSlot, Heads};
 pub use device::device;
 pub use error::CoreError;
 pub use geometry::{BaseParam, Geometry, Part};
-pub use host::{Adapted, Host, Surgeon, adapt, geometry_for};
+pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters};
 pub use init::Init;
 pub use kernels;
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};

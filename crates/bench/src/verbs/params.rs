@@ -40,11 +40,7 @@ impl Params {
         let (kind, config, storage) = single(&row, registry)?;
         let method = registry.parse(&kind, &config)?;
         let geometry = model.geometry();
-        let head = if model.is_causal() {
-            0
-        } else {
-            geometry.head_parameters()
-        };
+        let head = geometry.task_head_parameters();
         let total = geometry.base_parameters() - head;
 
         let adapted = adapt(model, &*method, storage.build(), &mut init)?;

@@ -11,7 +11,7 @@ use peft_core::Init;
 use report::RecordStore;
 
 use crate::cli::{Compute, StudyFile, print};
-use crate::data;
+use crate::data::{self, Tables};
 use crate::execute::{self, Executor, Subprocess};
 use crate::memory;
 use crate::process::{self, Claim};
@@ -64,10 +64,11 @@ impl Sweep {
             return Ok(ExitCode::SUCCESS);
         }
         peft_core::device(&self.compute.device)?;
-        let sources = fingerprints(&study)?;
+        let tables = data::tables(&study.task)?;
+        let sources = fingerprints(&study, &tables)?;
         let mut trials = expand(&study, registry, &self.compute.device, &sources)?;
         trials.retain(|t| self.only.as_ref().is_none_or(|part| t.id.contains(part)));
-        check_on_model(&study, &trials, registry, self.dry_run)?;
+        check_on_model(&study, &tables, &trials, registry, self.dry_run)?;
         if self.dry_run {
             return Ok(ExitCode::SUCCESS);
         }
@@ -120,8 +121,8 @@ impl Sweep {
 }
 
 /// Fingerprints of the model and the data.
-fn fingerprints(study: &Study) -> Result<BTreeMap<String, String>> {
-    let mut sources = data::tables(&study.task)?.fingerprints();
+fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, String>> {
+    let mut sources = tables.fingerprints();
     sources.insert(
         "model".into(),
         source::fingerprint(Path::new(&study.model))?,
@@ -130,20 +131,21 @@ fn fingerprints(study: &Study) -> Result<BTreeMap<String, String>> {
 }
 
 /// Checks every method against the real model before anything is run; `list` prints what it finds.
-fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bool) -> Result<()> {
+fn check_on_model(
+    study: &Study,
+    tables: &Tables,
+    trials: &[Trial],
+    registry: &Registry,
+    list: bool,
+) -> Result<()> {
     use peft_core::Host;
     let device = peft_core::device("cpu")?;
-    let labels = data::tables(&study.task)?.labels(&study.task)?;
+    let labels = tables.labels(&study.task)?;
     let classes = (!labels.is_empty()).then_some(labels.len());
     let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
     let geometry = loaded.model.geometry();
     let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
         &study.task;
-    let head = if loaded.model.is_causal() {
-        0
-    } else {
-        geometry.head_parameters()
-    };
     let mut lines = String::new();
     for trial in trials {
         let method = trial.method(registry)?;
@@ -153,12 +155,7 @@ fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bo
         let tokens = trial.train.batch_size * max_length;
         let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
         let shape = peft_core::geometry_for(&loaded.model, &*method);
-        let trained = match method.parameters(&shape) {
-            // Full fine-tuning counts the head with the base.
-            all if all == geometry.base_parameters() => all,
-            own if trial.kind == "head" && head > 0 => own,
-            own => own + head,
-        };
+        let trained = peft_core::trained_parameters(&shape, &*method);
         let peak = memory::human(memory.predicted_peak);
         lines += &format!(
             "{:<44} {trained:>12} trained  {peak:>10} predicted\n",
@@ -166,7 +163,7 @@ fn check_on_model(study: &Study, trials: &[Trial], registry: &Registry, list: bo
         );
     }
     if list {
-        let total = geometry.base_parameters() - head;
+        let total = geometry.base_parameters() - geometry.task_head_parameters();
         print(&format!(
             "base: {total} parameters\n{lines}{} trials\n",
             trials.len()
