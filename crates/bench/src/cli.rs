@@ -56,6 +56,11 @@ enum Verb {
         after_help = "Example:\n  peft-bench params --shape distilgpt2 --method 'kind = \"lora\"\n  rank = 8'"
     )]
     Params(verbs::params::Params),
+    /// Time training steps of a shape with random weights; one JSON line.
+    #[command(
+        after_help = "Example:\n  peft-bench speed --shape distilgpt2 --method 'kind = \"lora\"\n  rank = 8\n  targets = [\"c_attn\"]' \\\n    --batch 8 --seq 128 --steps 10 --threads 2"
+    )]
+    Speed(verbs::speed::Speed),
     /// List the methods, with paper, seam and parameter formula.
     #[command(after_help = "Example:\n  peft-bench methods --kind lora")]
     Methods(verbs::methods::Methods),
@@ -138,6 +143,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Logits(args) => args.run(registry),
         Verb::Compare(args) => args.run(),
         Verb::Params(args) => args.run(registry),
+        Verb::Speed(args) => args.run(registry),
         Verb::Methods(args) => args.run(registry),
         Verb::Pretrain(args) => args.run(),
         Verb::RunTrial(args) => args.run(registry),

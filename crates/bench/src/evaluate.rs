@@ -167,16 +167,15 @@ impl Evaluator<'_> {
         scores.values.extend([
             (Metric::ExactMatch.name().to_string(), mean(&exact)),
             (Metric::TokenF1.name().to_string(), mean(&token_f1)),
-            // sacrebleu's scale ends at 100, the record's at 1.
             (
                 Metric::Bleu.name().to_string(),
-                corpus_bleu(answers, &references)? / 100.0,
+                corpus_bleu(answers, &references)?,
             ),
         ]);
         let metric = self.task.metric();
         let own = |answer: &str, expected: &str| match metric {
             Metric::TokenF1 => token_f1(answer, expected),
-            Metric::Bleu => sentence_bleu(answer, &[expected.to_string()]) / 100.0,
+            Metric::Bleu => sentence_bleu(answer, &[expected.to_string()]),
             _ => exact(answer, expected),
         };
         scores.predictions = pairs()

@@ -18,6 +18,8 @@ pub mod progress;
 pub mod registry;
 pub mod schedule;
 pub mod source;
+pub mod speed;
+pub mod stepper;
 pub mod study;
 pub mod train;
 pub mod trainee;

@@ -6,6 +6,22 @@ use report::record::MemoryInfo;
 
 use crate::trial::StorageSpec;
 
+/// Counts what is allocated: what a step needs at most is read from it, not guessed.
+#[global_allocator]
+static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+/// Bytes allocated now.
+pub fn allocated() -> u64 {
+    ALLOCATED.current_usage() as u64
+}
+
+/// Most bytes allocated at once since the last call, or the start.
+pub fn take_peak_allocated() -> u64 {
+    let peak = ALLOCATED.peak_usage() as u64;
+    ALLOCATED.reset_peak_usage();
+    peak
+}
+
 /// What the program itself takes before any model, in bytes; measured once, rounded up.
 const PROGRAM: u64 = 40 << 20;
 

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, GradientsAccumulator};
+use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::Device;
-use burn::train::Learner;
 use models::Model;
 use peft_core::{Adapted, state};
 use rand::SeedableRng;
@@ -16,8 +15,8 @@ use crate::batching::{collate, epoch};
 use crate::evaluate::Evaluator;
 use crate::progress::Progress;
 use crate::schedule::{Decay, Schedule};
+use crate::stepper::Stepper;
 use crate::study::{OneOrMany, TrainConfig};
-use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
 
 /// What training gives.
 pub struct Outcome {
@@ -102,7 +101,7 @@ enum Flow {
 }
 
 struct Run<'a> {
-    learner: Learner<Trainee>,
+    stepper: Stepper,
     config: &'a TrainConfig,
     seed: u64,
     device: &'a Device,
@@ -136,12 +135,9 @@ impl<'a> Run<'a> {
             _ => (config.warmup * plan.steps as f64).ceil() as usize,
         };
         let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
-        let optimizer = AdamWConfig::new()
-            .with_weight_decay(config.weight_decay as f32)
-            .with_epsilon(1e-8)
-            .init();
+        let optimizer = adamw(config.weight_decay);
         Self {
-            learner: Learner::new(Trainee { model }, optimizer, schedule),
+            stepper: Stepper::new(model, optimizer, schedule, config.clip),
             config,
             seed,
             device,
@@ -191,33 +187,13 @@ impl<'a> Run<'a> {
 
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
-        self.learner.lr_step();
-        let mut accumulator = GradientsAccumulator::<Trainee>::new();
-        let mut losses = 0.0;
-        let trainee = self.learner.model();
-        for rows in group {
-            let batch = collate(rows, &trainee.model.host, self.device);
-            self.tokens += batch.tokens;
-            let output = self.learner.train_step(batch);
-            let loss: f32 = output.item.0.into_scalar::<f32>();
-            losses += loss;
-            if group.len() == 1 {
-                self.apply(output.grads);
-            } else {
-                accumulator.accumulate(&trainee, output.grads);
-            }
-        }
-        if group.len() > 1 {
-            let share = 1.0 / group.len() as f64;
-            let plain = self.device.clone().inner();
-            self.apply(scale_gradients(
-                &trainee,
-                accumulator.grads(),
-                share,
-                &plain,
-            ));
-        }
-        let loss = losses / group.len() as f32;
+        let host = &self.stepper.model().host;
+        let batches: Vec<_> = group
+            .iter()
+            .map(|rows| collate(rows, host, self.device))
+            .collect();
+        self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();
+        let loss = self.stepper.step(batches, self.device);
         self.step_times.push(start.elapsed());
         self.step += 1;
         self.recent.push(loss);
@@ -237,14 +213,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn apply(&mut self, grads: burn::optim::GradientsParams) {
-        let grads = match self.config.clip {
-            limit if limit > 0.0 => clip_global_norm(&self.learner.model(), grads, limit),
-            _ => grads,
-        };
-        self.learner.optimizer_step(grads);
-    }
-
     fn tokens_per_s(&self) -> f64 {
         let seconds: f64 = self.step_times.iter().map(Duration::as_secs_f64).sum();
         self.tokens as f64 / seconds.max(1e-9)
@@ -258,16 +226,16 @@ impl<'a> Run<'a> {
             step: self.step as u64,
             epoch: epochs,
             train_loss: (!losses.is_empty()).then_some(mean),
-            learning_rate: self.learner.lr_current().base(),
+            learning_rate: self.stepper.rate(),
             dev,
         });
     }
 
     fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
-        let model = self.learner.model().model;
+        let model = self.stepper.model();
         let dev = self
             .evaluator
-            .quick(&model, &self.evaluator.data.splits.dev)?
+            .quick(model, &self.evaluator.data.splits.dev)?
             .values;
         progress.evaluated(epochs, &dev);
         let score = self.dev_score(&dev);
@@ -276,7 +244,7 @@ impl<'a> Run<'a> {
             return Ok(Flow::Continue);
         }
         if self.best.as_ref().is_none_or(|(best, _)| score > *best) {
-            self.best = Some((score, state::trained_tensors(&model)));
+            self.best = Some((score, state::trained_tensors(self.stepper.model())));
             self.without_gain = 0;
         } else {
             self.without_gain += 1;
@@ -297,7 +265,7 @@ impl<'a> Run<'a> {
 
     fn finish(self) -> Outcome {
         let time = self.time();
-        let model = self.learner.model().model;
+        let model = self.stepper.into_model();
         let model = match self.best {
             Some((_, best)) => {
                 state::restore(model, best, "best").expect("taken from the same model")
@@ -333,6 +301,14 @@ impl<'a> Run<'a> {
             ..TimeInfo::default()
         }
     }
+}
+
+/// AdamW as PyTorch has it by default, but for the weight decay.
+pub fn adamw(weight_decay: f64) -> ModuleOptimizer {
+    AdamWConfig::new()
+        .with_weight_decay(weight_decay as f32)
+        .with_epsilon(1e-8)
+        .init()
 }
 
 /// Makes Burn's own random numbers (dropout) follow the seed.

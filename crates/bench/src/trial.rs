@@ -16,7 +16,7 @@ use crate::source::hex;
 use crate::study::{MethodRow, OneOrMany, Study, Task, TrainConfig};
 
 /// Bumped when the meaning of a trial changes, so that old records are not taken for new results.
-const GENERATION: u32 = 1;
+const GENERATION: u32 = 2;
 
 /// Everything needed to run one trial, in this process or another.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,10 +3,9 @@
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use crate::gemm::{self as matrix_product, View, ViewMut};
+use crate::product::{self, Start, View};
 use crate::simd;
 
 /// Whether all tensors hold `f32`, the type that the fused loops are written for.
@@ -98,21 +97,27 @@ pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
 
 /// A new tensor that is the product of two matrices.
 pub(crate) fn product(a: View<'_>, b: View<'_>) -> FlexTensor {
-    let shape = [a.shape()[0], b.shape()[1]];
-    let mut out = vec![0.0; shape[0] * shape[1]];
-    let view = ViewMut::rows(&mut out, shape[1]);
-    matrix_product::assign(view, 1.0, a, b, Parallelism::Rayon(0));
-    tensor(out, Shape::new(shape))
+    let shape = Shape::new([a.shape()[0], b.shape()[1]]);
+    tensor(product::product(Start::Zero, a, &b), shape)
 }
 
 /// The sum of all rows of a matrix.
+///
+/// The same rows are added up in the same order whatever threads do what: a sum of floats depends
+/// on its order, and a run must give the same losses every time.
 pub(crate) fn sum_rows(data: &[f32], width: usize) -> Vec<f32> {
     let sum = |mut total: Vec<f32>, part: &[f32]| {
         part.chunks_exact(width)
             .for_each(|row| simd::add_assign(&mut total, row));
         total
     };
-    data.par_chunks(width.max(1) * 64)
-        .fold(|| vec![0.0; width], sum)
-        .reduce(|| vec![0.0; width], |a, b| sum(a, &b))
+    let parts: Vec<_> = data
+        .par_chunks(width.max(1) * ROWS_A_SUM)
+        .map(|part| sum(vec![0.0; width], part))
+        .collect();
+    let zero = vec![0.0; width];
+    parts.iter().fold(zero, |total, part| sum(total, part))
 }
+
+/// Rows that are added up by one thread before the sums of all threads are.
+pub(crate) const ROWS_A_SUM: usize = 64;

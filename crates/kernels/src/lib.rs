@@ -12,10 +12,10 @@ mod buffer;
 mod cross_entropy;
 mod flex;
 mod gelu;
-mod gemm;
 mod layer_norm;
 mod linear;
 pub mod plain;
+pub mod product;
 mod simd;
 #[cfg(test)]
 mod testing;

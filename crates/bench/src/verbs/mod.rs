@@ -8,6 +8,7 @@ pub mod methods;
 pub mod params;
 pub mod pretrain;
 pub mod report;
+pub mod speed;
 pub mod sweep;
 pub mod train;
 

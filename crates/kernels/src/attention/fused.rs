@@ -3,11 +3,10 @@
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::AttentionSpec;
-use crate::gemm::{self as product, View, ViewMut};
+use crate::product::{self, View, ViewMut};
 use crate::{flex, simd};
 
 /// Queries whose scores are held at once.
@@ -91,7 +90,7 @@ fn scores<'s>(
     let q = q.row_range(block.start, block.len);
     let k = k.row_range(0, block.keys).t();
     let out = ViewMut::rows(scores, block.keys);
-    product::assign(out, scale as f32, q, k, Parallelism::None);
+    product::assign_here(out, scale as f32, q, k);
     scores
 }
 
@@ -131,7 +130,7 @@ pub(super) fn forward(
                 let p = View::rows(scores, block.keys);
                 let v = v.row_range(0, block.keys);
                 let out = out.row_range(block.start, block.len);
-                product::assign(out, 1.0, p, v, Parallelism::None);
+                product::assign_here(out, 1.0, p, v);
             }
         });
     let log_sum = flex::tensor(log_sum, Shape::new([batch, heads, sq]));
@@ -250,7 +249,6 @@ impl KeyHead<'_> {
         log_sum: &[f32],
         dq: &mut ViewMut<'_>,
     ) {
-        let alone = Parallelism::None;
         let scale = self.sizes.spec.scale;
         for block in self.sizes.blocks() {
             let Block { start, len, keys } = block;
@@ -269,10 +267,10 @@ impl KeyHead<'_> {
             }
             let (p, ds) = (View::rows(p, keys), View::rows(ds, keys));
             let (q, grad) = (q.row_range(start, len), grad.row_range(start, len));
-            product::add(self.dv.row_range(0, keys), 1.0, p.t(), grad, alone);
-            product::add(self.dk.row_range(0, keys), 1.0, ds.t(), q, alone);
+            product::add_here(self.dv.row_range(0, keys), 1.0, p.t(), grad);
+            product::add_here(self.dk.row_range(0, keys), 1.0, ds.t(), q);
             let k = self.k.row_range(0, keys);
-            product::assign(dq.row_range(start, len), 1.0, ds, k, alone);
+            product::assign_here(dq.row_range(start, len), 1.0, ds, k);
         }
     }
 }

@@ -200,22 +200,24 @@ impl LayerNormOps for Flex {
         let [_, width] = flex::rows(x.layout().shape());
         let [x, grad] = [x, grad].map(flex::contiguous);
         let [values, grads] = [&x, &grad].map(flex::slice);
-        let part = width.max(1) * 64;
-        let zero = || (vec![0.0; width], vec![0.0; width]);
-        let (dgamma, dbeta) = values
+        let part = width.max(1) * flex::ROWS_A_SUM;
+        let sums: Vec<_> = values
             .par_chunks(part)
             .zip(grads.par_chunks(part))
-            .fold(zero, |(mut dgamma, mut dbeta), (x, grad)| {
+            .map(|(x, grad)| {
+                let (mut dgamma, mut dbeta) = (vec![0.0; width], vec![0.0; width]);
                 for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact(width)) {
                     simd::layer_norm_row_affine(x, grad, eps as f32, &mut dgamma, &mut dbeta);
                 }
                 (dgamma, dbeta)
             })
-            .reduce(zero, |mut a, b| {
-                simd::add_assign(&mut a.0, &b.0);
-                simd::add_assign(&mut a.1, &b.1);
-                a
-            });
+            .collect();
+        // Added in their order, not in that of the threads: the result must not depend on chance.
+        let (mut dgamma, mut dbeta) = (vec![0.0; width], vec![0.0; width]);
+        for (gamma, beta) in &sums {
+            simd::add_assign(&mut dgamma, gamma);
+            simd::add_assign(&mut dbeta, beta);
+        }
         let shape = Shape::new([width]);
         (
             flex::tensor(dgamma, shape.clone()),

@@ -12,10 +12,9 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, Flex, NdArray, TensorMetadata, backend_extension,
 };
 use burn::tensor::{Shape, Tensor};
-use gemm::Parallelism;
 
-use crate::gemm::{self as product, ViewMut};
-use crate::{buffer, flex};
+use crate::flex;
+use crate::product::{self, Start};
 
 /// `x W + b`, where the gradient of a frozen weight or bias is never formed.
 ///
@@ -136,10 +135,7 @@ impl LinearOps for Flex {
         }
         let shape = flex::with_width(x.layout().shape(), weight.layout().shape()[1]);
         let (x, weight) = (flex::as_rows(x), flex::forward_strides(weight));
-        let mut y = vec![0.0; shape.num_elements()];
-        let out = ViewMut::rows(&mut y, weight.layout().shape()[1]);
-        let (x, weight) = (flex::matrix(&x), flex::matrix(&weight));
-        product::assign(out, 1.0, x, weight, Parallelism::Rayon(0));
+        let y = product::product(Start::Zero, flex::matrix(&x), &flex::matrix(&weight));
         flex::tensor(y, shape)
     }
 
@@ -150,14 +146,8 @@ impl LinearOps for Flex {
         let shape = flex::with_width(x.layout().shape(), weight.layout().shape()[1]);
         let (x, weight) = (flex::as_rows(x), flex::forward_strides(weight));
         let bias = flex::contiguous(bias);
-        // The product is added to the bias rather than the bias to the product: one pass less.
-        let row = flex::slice(&bias);
-        let mut y = buffer::fill_parts(shape.num_elements(), row.len(), |_, out| {
-            out.copy_from_slice(row);
-        });
-        let out = ViewMut::rows(&mut y, weight.layout().shape()[1]);
-        let (x, weight) = (flex::matrix(&x), flex::matrix(&weight));
-        product::add(out, 1.0, x, weight, Parallelism::Rayon(0));
+        let start = Start::Row(flex::slice(&bias));
+        let y = product::product(start, flex::matrix(&x), &flex::matrix(&weight));
         flex::tensor(y, shape)
     }
 

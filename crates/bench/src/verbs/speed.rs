@@ -1,0 +1,71 @@
+//! `speed`: how long a training step takes, and what memory it needs.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use peft_core::{Init, adapt};
+
+use crate::cli::{Compute, print};
+use crate::registry::Registry;
+use crate::speed::{self, Work};
+use crate::study::MethodRow;
+use crate::trial::single;
+use crate::{memory, source};
+
+/// Arguments of `speed`.
+#[derive(Args)]
+pub struct Speed {
+    /// A named shape with random weights: distilgpt2, gpt2, bert-base, distilbert, minilm.
+    #[arg(long)]
+    shape: String,
+    /// The method as inline TOML, with `storage` if it is to be packed.
+    #[arg(long)]
+    method: String,
+    /// Sequences a step.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens of a sequence.
+    #[arg(long, default_value_t = 128)]
+    seq: usize,
+    /// Steps that are timed, after two that are not.
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+impl Speed {
+    pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        let compute = self.compute.clone();
+        compute.run(|| self.measure(registry))
+    }
+
+    fn measure(&self, registry: &Registry) -> Result<()> {
+        let program = memory::peak_rss();
+        let device = peft_core::device(&self.compute.device)?.autodiff();
+        let row: MethodRow =
+            toml::from_str(&self.method).context("`--method` is not valid TOML")?;
+        let (kind, config, storage) = single(&row, registry)?;
+        let method = registry.parse(&kind, &config)?;
+        let mut init = Init::new(0, &device);
+        let base = source::shape(&self.shape, &mut init)?;
+        let work = Work {
+            batch: self.batch,
+            seq: self.seq,
+            steps: self.steps,
+        };
+        let flop = speed::flops(&base, &*method, work);
+        let model = adapt(base, &*method, storage.build(), &mut init)?;
+        let figures = speed::measure(model, program, work, flop, &device)?;
+        let mut line = serde_json::json!({
+            "shape": self.shape, "kind": kind, "config": config, "storage": storage,
+            "device": self.compute.device, "threads": self.compute.threads,
+            "batch": self.batch, "seq": self.seq, "steps": self.steps,
+        });
+        let figures = serde_json::to_value(figures)?;
+        let both = line.as_object_mut().zip(figures.as_object());
+        if let Some((line, figures)) = both {
+            line.extend(figures.clone());
+        }
+        print(&format!("{line}\n"))
+    }
+}
