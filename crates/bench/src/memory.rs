@@ -97,6 +97,9 @@ pub fn keep_buffers() {
         // SAFETY: mallopt only sets parameters of the allocator; it may be called at any time.
         #[allow(unsafe_code)]
         unsafe {
+            // The arenas of other threads cannot hold a block of more than 64 MB, which then comes
+            // from the system after all; the main one can.
+            libc::mallopt(libc::M_ARENA_MAX, 1);
             libc::mallopt(libc::M_MMAP_THRESHOLD, LIMIT);
             libc::mallopt(libc::M_TRIM_THRESHOLD, LIMIT);
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);

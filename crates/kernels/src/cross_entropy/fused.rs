@@ -29,23 +29,19 @@ pub(super) fn loss_and_grads(
 
     let parts = n.div_ceil((LOGITS / vocab.max(1)).clamp(1, n));
     let part = n.div_ceil(parts);
-    let mut logits = vec![0.0; part * vocab];
     let share = 1.0 / n as f32;
     let mut loss = 0.0;
     for (i, targets) in targets.chunks(part).enumerate() {
-        let (start, len) = (i * part, targets.len());
-        let hidden = hidden.row_range(start, len);
-        let logits = &mut logits[..len * vocab];
-        let out = ViewMut::rows(logits, vocab);
-        product::multiply(out, Start::Zero, hidden, &weight);
+        let hidden = hidden.row_range(i * part, targets.len());
+        let mut logits = product::product(Start::Zero, hidden, &weight);
         if wanted.hidden || wanted.weight {
-            loss += rows_loss(logits, targets, vocab, |row, target, log_sum| {
+            loss += rows_loss(&mut logits, targets, vocab, |row, target, log_sum| {
                 simd::softmax_scaled(row, log_sum, share);
                 row[target] -= share;
             });
-            grads.add_part(View::rows(logits, vocab), hidden, weight, start);
+            grads.add_part(View::rows(&logits, vocab), hidden, weight);
         } else {
-            loss += rows_loss(logits, targets, vocab, |_, _, _| ());
+            loss += rows_loss(&mut logits, targets, vocab, |_, _, _| ());
         }
     }
     let loss = flex::tensor(vec![(loss / n as f64) as f32], Shape::new([1]));
@@ -86,8 +82,9 @@ fn rows_loss(
 
 /// The gradients wanted, filled part by part.
 struct Gradients {
-    hidden: Option<Vec<f32>>,
-    weight: Option<Vec<f32>>,
+    wanted: Wanted,
+    hidden: Vec<f32>,
+    weight: Vec<f32>,
     d: usize,
     vocab: usize,
     /// Whether the weight is a transposed view. Its gradient takes the same layout, so that the
@@ -98,51 +95,56 @@ struct Gradients {
 impl Gradients {
     fn new(hidden: &FlexTensor, weight: &FlexTensor, wanted: Wanted) -> Self {
         let [n, d] = flex::rows(hidden.layout().shape());
-        let vocab = weight.layout().shape()[1];
         let strides = weight.layout().strides();
         Self {
-            hidden: wanted.hidden.then(|| vec![0.0; n * d]),
-            weight: wanted.weight.then(|| vec![0.0; d * vocab]),
+            wanted,
+            hidden: Vec::with_capacity(if wanted.hidden { n * d } else { 0 }),
+            weight: Vec::new(),
             d,
-            vocab,
+            vocab: weight.layout().shape()[1],
             transposed: strides[0] < strides[1],
         }
     }
 
-    fn add_part(&mut self, d_logits: View<'_>, hidden: View<'_>, weight: View<'_>, start: usize) {
-        if let Some(grad) = &mut self.hidden {
-            let [len, _] = d_logits.shape();
-            let mut out = ViewMut::rows(grad, self.d);
-            let out = out.row_range(start, len);
-            product::multiply(out, Start::Zero, d_logits, &weight.t());
+    fn add_part(&mut self, d_logits: View<'_>, hidden: View<'_>, weight: View<'_>) {
+        if self.wanted.hidden {
+            let part = product::product(Start::Zero, d_logits, &weight.t());
+            self.hidden.extend_from_slice(&part);
         }
-        match &mut self.weight {
-            Some(grad) if self.transposed => {
-                let out = ViewMut::rows(grad, self.d);
-                product::multiply(out, Start::Out, d_logits.t(), &hidden);
+        if self.wanted.weight {
+            let (left, right) = match self.transposed {
+                true => (d_logits.t(), hidden),
+                false => (hidden.t(), d_logits),
+            };
+            if self.weight.is_empty() {
+                self.weight = product::product(Start::Zero, left, &right);
+            } else {
+                let [_, width] = right.shape();
+                let out = ViewMut::rows(&mut self.weight, width);
+                product::multiply(out, Start::Out, left, &right);
             }
-            Some(grad) => {
-                let out = ViewMut::rows(grad, self.vocab);
-                product::multiply(out, Start::Out, hidden.t(), &d_logits);
-            }
-            None => {}
         }
     }
 
     fn finish(self, loss: FlexTensor) -> LossAndGrads<Flex> {
         let Self { d, vocab, .. } = self;
         let matrix = |grad: Vec<f32>, rows, cols| flex::tensor(grad, Shape::new([rows, cols]));
-        let n = self.hidden.as_ref().map_or(0, |grad| grad.len() / d.max(1));
-        let hidden = self.hidden.map(|grad| matrix(grad, n, d));
-        let weight = match (self.weight, self.transposed) {
-            (Some(grad), true) => Some(matrix(grad, vocab, d).transpose(0, 1)),
-            (Some(grad), false) => Some(matrix(grad, d, vocab)),
-            (None, _) => None,
+        let hidden = match self.wanted.hidden {
+            true => {
+                let rows = self.hidden.len() / d.max(1);
+                Grad::Computed(matrix(self.hidden, rows, d))
+            }
+            false => Grad::Unwanted,
+        };
+        let weight = match (self.wanted.weight, self.transposed) {
+            (true, true) => Grad::Computed(matrix(self.weight, vocab, d).transpose(0, 1)),
+            (true, false) => Grad::Computed(matrix(self.weight, d, vocab)),
+            (false, _) => Grad::Unwanted,
         };
         LossAndGrads {
             loss,
-            hidden: hidden.map_or(Grad::Unwanted, Grad::Computed),
-            weight: weight.map_or(Grad::Unwanted, Grad::Computed),
+            hidden,
+            weight,
         }
     }
 }

@@ -7,9 +7,12 @@
 // Threads write to distinct columns of the same result, which no slice can express.
 #![allow(unsafe_code)]
 
+use core::ops::Range;
 use std::cell::RefCell;
 
 use rayon::prelude::*;
+
+use crate::buffer;
 
 use super::copy::has_avx512;
 use super::tile::{COLS, ROWS, SIDE_BY_SIDE, Tile};
@@ -20,6 +23,8 @@ const DEPTH: usize = 384;
 /// Most panels of a block: 384 x 480 elements are 740 kB, over half of a second-level cache.
 const PANELS: usize = 10;
 
+/// Most values of the left matrix that are copied before the product: 16 MB.
+const LARGEST_ORDERED: usize = 1 << 22;
 /// Results narrower or lower than this, and sums that are shorter, are left to the `gemm` crate:
 /// copying blocks would cost more than it saves.
 const SMALLEST: usize = 32;
@@ -34,6 +39,15 @@ pub(super) fn suits([rows, depth]: [usize; 2], [_, cols]: [usize; 2]) -> bool {
 struct Out {
     data: *mut f32,
     stride: usize,
+}
+
+impl From<ViewMut<'_>> for Out {
+    fn from(view: ViewMut<'_>) -> Self {
+        Self {
+            data: view.data,
+            stride: view.row_stride,
+        }
+    }
 }
 
 // SAFETY: tasks write to distinct rows and columns.
@@ -63,32 +77,159 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[from..from + len]
 }
 
-/// `out = start + left right`, for shapes that agree.
+/// `out = start + left right` by all threads, for shapes that agree.
 pub(super) fn product(out: ViewMut<'_>, start: Start<'_>, left: View<'_>, right: &dyn Blocks) {
-    let ([rows, depth], [_, cols]) = (left.shape(), right.shape());
+    let ([rows, _], [_, cols]) = (left.shape(), right.shape());
     let tasks = tasks(rows, cols, rayon::current_num_threads());
-    let out = Out {
-        data: out.data,
-        stride: out.row_stride,
+    let job = Job {
+        start,
+        alpha: 1.0,
+        left: Left::new(left),
+        right,
+        out: Out::from(out),
     };
-    let run = |task: &Task| {
+    match &tasks[..] {
+        [only] => job.run(only),
+        many => many.par_iter().for_each(|task| job.run(task)),
+    }
+}
+
+/// `out = start + alpha * left right` by this thread alone, for shapes that agree.
+pub(super) fn product_here(
+    out: ViewMut<'_>,
+    start: Start<'_>,
+    alpha: f32,
+    left: View<'_>,
+    right: &dyn Blocks,
+) {
+    let ([rows, _], [_, cols]) = (left.shape(), right.shape());
+    let job = Job {
+        start,
+        alpha,
+        left: Left::AsItIs(left),
+        right,
+        out: Out::from(out),
+    };
+    for task in tasks(rows, cols, 1) {
+        job.run(&task);
+    }
+}
+
+/// A product, as all its tasks see it.
+struct Job<'a> {
+    start: Start<'a>,
+    alpha: f32,
+    left: Left<'a>,
+    right: &'a dyn Blocks,
+    out: Out,
+}
+
+impl Job<'_> {
+    fn run(&self, task: &Task) {
+        let [depth, _] = self.right.shape();
         BUFFER.with_borrow_mut(|buffer| {
             let whole = DEPTH * COLS * PANELS;
             let buffer = aligned(buffer, whole + SIDE_BY_SIDE * DEPTH);
             let (panels, few_rows) = buffer.split_at_mut(whole);
             for first in (0..depth).step_by(DEPTH) {
-                let sums = Sums {
-                    first,
-                    depth: DEPTH.min(depth - first),
-                    start: if first == 0 { start } else { Start::Out },
-                };
-                sums.add(&out, task, left, right, panels, few_rows);
+                let sums = first..depth.min(first + DEPTH);
+                self.add_stretch(task, sums, panels, few_rows);
             }
         });
-    };
-    match &tasks[..] {
-        [only] => run(only),
-        many => many.par_iter().for_each(run),
+    }
+
+    /// Adds a stretch of the sums to a part of the result.
+    fn add_stretch(
+        &self,
+        task: &Task,
+        sums: Range<usize>,
+        panels: &mut [f32],
+        few_rows: &mut [f32],
+    ) {
+        for (i, panel) in panels.chunks_mut(DEPTH * COLS).enumerate() {
+            let first = i * COLS;
+            if first >= task.cols {
+                break;
+            }
+            let cols = task.first_col + first..task.first_col + task.cols.min(first + COLS);
+            if cols.len() < COLS {
+                panel[..sums.len() * COLS].fill(0.0);
+            }
+            self.right.copy(sums.clone(), cols, panel, COLS);
+        }
+        let end = task.first_row + task.rows;
+        for first_row in (task.first_row..end).step_by(SIDE_BY_SIDE) {
+            let rows = first_row..end.min(first_row + SIDE_BY_SIDE);
+            let left = self.left.rows(rows.clone(), sums.clone(), few_rows);
+            for (i, panel) in panels.chunks(DEPTH * COLS).enumerate() {
+                let first = i * COLS;
+                if first >= task.cols {
+                    break;
+                }
+                for row in rows.clone().step_by(ROWS) {
+                    let tile = Tile {
+                        left: &left[row - first_row..],
+                        panel,
+                        depth: sums.len(),
+                        rows: ROWS.min(end - row),
+                        cols: COLS.min(task.cols - first),
+                        alpha: self.alpha,
+                        start: self.start_of(sums.start, task.first_col + first),
+                    };
+                    let place = row * self.out.stride + task.first_col + first;
+                    // SAFETY: `suits` has seen AVX-512; the tile lies within the result, whose
+                    // shape is that of the operands, in this task's part.
+                    unsafe { tile.run(self.out.data.add(place), self.out.stride) };
+                }
+            }
+        }
+    }
+
+    /// What a tile at a column starts from, given where its stretch of the sums starts.
+    fn start_of(&self, sum: usize, col: usize) -> Start<'_> {
+        match self.start {
+            _ if sum > 0 => Start::Out,
+            Start::Row(row) => Start::Row(&row[col..]),
+            other => other,
+        }
+    }
+}
+
+/// The left matrix, in the order of the tiles if all of it fits into a buffer.
+enum Left<'a> {
+    /// For [`SIDE_BY_SIDE`] rows at a time, its columns one after the other.
+    Ordered { data: Vec<f32>, depth: usize },
+    /// To be copied a few rows at a time, by every task anew.
+    AsItIs(View<'a>),
+}
+
+impl<'a> Left<'a> {
+    fn new(left: View<'a>) -> Self {
+        let [rows, depth] = left.shape();
+        let part = SIDE_BY_SIDE * depth;
+        let len = rows.div_ceil(SIDE_BY_SIDE) * part;
+        if len > LARGEST_ORDERED {
+            return Self::AsItIs(left);
+        }
+        let data = buffer::fill_parts(len, part, |start, out| {
+            let first = start / depth;
+            let rows = first..rows.min(first + SIDE_BY_SIDE);
+            left.copy_transposed(rows, 0..depth, out, SIDE_BY_SIDE);
+        });
+        Self::Ordered { data, depth }
+    }
+
+    /// A stretch of some rows, in the order of the tiles.
+    fn rows<'b>(&'b self, rows: Range<usize>, sums: Range<usize>, few: &'b mut [f32]) -> &'b [f32] {
+        match self {
+            Self::Ordered { data, depth } => {
+                &data[rows.start * depth + sums.start * SIDE_BY_SIDE..][..sums.len() * SIDE_BY_SIDE]
+            }
+            Self::AsItIs(left) => {
+                left.copy_transposed(rows, sums, few, SIDE_BY_SIDE);
+                few
+            }
+        }
     }
 }
 
@@ -118,65 +259,4 @@ fn tasks(rows: usize, cols: usize, threads: usize) -> Vec<Task> {
         }
     }
     tasks
-}
-
-/// A stretch of the sums.
-struct Sums<'a> {
-    first: usize,
-    depth: usize,
-    start: Start<'a>,
-}
-
-impl Sums<'_> {
-    /// Adds this stretch to a part of the result.
-    fn add(
-        &self,
-        out: &Out,
-        task: &Task,
-        left: View<'_>,
-        right: &dyn Blocks,
-        panels: &mut [f32],
-        few_rows: &mut [f32],
-    ) {
-        let sums = self.first..self.first + self.depth;
-        for (i, panel) in panels.chunks_mut(DEPTH * COLS).enumerate() {
-            let first = i * COLS;
-            if first >= task.cols {
-                break;
-            }
-            let cols = task.first_col + first..task.first_col + task.cols.min(first + COLS);
-            if cols.len() < COLS {
-                panel[..self.depth * COLS].fill(0.0);
-            }
-            right.copy(sums.clone(), cols, panel, COLS);
-        }
-        let end = task.first_row + task.rows;
-        for first_row in (task.first_row..end).step_by(SIDE_BY_SIDE) {
-            let rows = first_row..end.min(first_row + SIDE_BY_SIDE);
-            left.copy_transposed(rows.clone(), sums.clone(), few_rows, SIDE_BY_SIDE);
-            for (i, panel) in panels.chunks(DEPTH * COLS).enumerate() {
-                let first = i * COLS;
-                if first >= task.cols {
-                    break;
-                }
-                let col = task.first_col + first;
-                for row in rows.clone().step_by(ROWS) {
-                    let tile = Tile {
-                        left: &few_rows[row - first_row..],
-                        panel,
-                        depth: self.depth,
-                        rows: ROWS.min(end - row),
-                        cols: COLS.min(task.cols - first),
-                        start: match self.start {
-                            Start::Row(row) => Start::Row(&row[col..]),
-                            other => other,
-                        },
-                    };
-                    // SAFETY: `suits` has seen AVX-512; the tile lies within the result, whose shape is
-                    // that of the operands, in this task's part.
-                    unsafe { tile.run(out.data.add(row * out.stride + col), out.stride) };
-                }
-            }
-        }
-    }
 }

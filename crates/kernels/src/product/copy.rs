@@ -8,6 +8,8 @@ use core::arch::x86_64::*;
 
 /// Side of the squares that are transposed in registers.
 const SIDE: usize = 16;
+/// Floats that are copied at a time.
+const VECTOR: usize = 16;
 
 /// `out[r * stride + c] = src[r * from + c]`.
 pub(super) fn straight(
@@ -17,8 +19,15 @@ pub(super) fn straight(
     out: &mut [f32],
     stride: usize,
 ) {
+    // Vectors at a time, in line: rows of a panel are too short to be worth a call.
     for r in 0..rows {
-        out[r * stride..][..cols].copy_from_slice(&src[r * from..][..cols]);
+        let (src, out) = (&src[r * from..][..cols], &mut out[r * stride..][..cols]);
+        let (vectors, rest) = src.as_chunks::<VECTOR>();
+        let (out_vectors, out_rest) = out.as_chunks_mut::<VECTOR>();
+        for (out, vector) in out_vectors.iter_mut().zip(vectors) {
+            *out = *vector;
+        }
+        out_rest.copy_from_slice(rest);
     }
 }
 

@@ -95,15 +95,22 @@ pub fn product(start: Start<'_>, left: View<'_>, right: &dyn Blocks) -> Vec<f32>
 
 /// `out = alpha * left right`, by this thread alone.
 pub(crate) fn assign_here(out: ViewMut<'_>, alpha: f32, left: View<'_>, right: View<'_>) {
-    let start = Start::Zero;
-    check([out.rows, out.cols], start, left, &right);
-    gemm_crate(out, false, alpha, left, right, Parallelism::None);
+    here(out, Start::Zero, alpha, left, right);
 }
 
 /// `out += alpha * left right`, by this thread alone.
 pub(crate) fn add_here(out: ViewMut<'_>, alpha: f32, left: View<'_>, right: View<'_>) {
-    check([out.rows, out.cols], Start::Out, left, &right);
-    gemm_crate(out, true, alpha, left, right, Parallelism::None);
+    here(out, Start::Out, alpha, left, right);
+}
+
+fn here(out: ViewMut<'_>, start: Start<'_>, alpha: f32, left: View<'_>, right: View<'_>) {
+    check([out.rows, out.cols], start, left, &right);
+    #[cfg(target_arch = "x86_64")]
+    if blocked::suits(left.shape(), right.shape()) {
+        return blocked::product_here(out, start, alpha, left, &right);
+    }
+    let add = matches!(start, Start::Out);
+    gemm_crate(out, add, alpha, left, right, Parallelism::None);
 }
 
 fn check(out: [usize; 2], start: Start<'_>, left: View<'_>, right: &dyn Blocks) {

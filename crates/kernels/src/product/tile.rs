@@ -24,6 +24,7 @@ pub(super) struct Tile<'a> {
     pub(super) depth: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    pub(super) alpha: f32,
     pub(super) start: Start<'a>,
 }
 
@@ -109,6 +110,7 @@ unsafe fn tile<const M: usize, const V: usize>(t: &Tile<'_>, out: *mut f32, out_
         for i in 0..t.depth % 4 {
             step(a.add(i * SIDE_BY_SIDE), b.add(i * COLS));
         }
+        let alpha = _mm512_set1_ps(t.alpha);
         for v in 0..V {
             let mask = mask(t.cols, v);
             let row = match t.start {
@@ -121,7 +123,7 @@ unsafe fn tile<const M: usize, const V: usize>(t: &Tile<'_>, out: *mut f32, out_
                     Start::Out => _mm512_maskz_loadu_ps(mask, place),
                     _ => row,
                 };
-                _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(sums[v], start));
+                _mm512_mask_storeu_ps(place, mask, _mm512_fmadd_ps(alpha, sums[v], start));
             }
         }
     }
