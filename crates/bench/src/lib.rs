@@ -3,6 +3,7 @@
 //! `peft-bench` is a thin program around [`cli::run`]. A crate of your own can add methods to the
 //! [`Registry`](registry::Registry) and call the same entry point.
 
+pub mod adamw;
 pub mod adapter;
 pub mod batching;
 pub mod cli;

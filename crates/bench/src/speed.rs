@@ -10,12 +10,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use crate::adamw::AdamW;
 use crate::batching::collate;
 use crate::data::{Example, Target};
 use crate::memory;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
-use crate::train::{adamw, trained_size};
+use crate::train::trained_size;
 
 /// Steps before the clock starts: buffers and caches fill, threads start.
 const WARM_UP: usize = 2;
@@ -106,7 +107,7 @@ pub fn measure(
     let bytes: u64 = all.iter().map(|row| row.bytes as u64).sum();
 
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
-    let mut stepper = Stepper::new(model, adamw(0.01), schedule, 0.0);
+    let mut stepper = Stepper::new(model, AdamW::new(0.01).into(), schedule, 0.0);
     let (mut times, mut losses, mut step_peak) = (Vec::new(), Vec::new(), 0);
     for step in 0..WARM_UP + work.steps {
         memory::take_peak_allocated();

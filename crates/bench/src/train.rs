@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, ModuleOptimizer};
 use burn::tensor::Device;
 use models::Model;
 use peft_core::{Adapted, state};
@@ -11,6 +10,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
+use crate::adamw::AdamW;
 use crate::batching::{collate, epoch};
 use crate::evaluate::Evaluator;
 use crate::progress::Progress;
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
             _ => (config.warmup * plan.steps as f64).ceil() as usize,
         };
         let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
-        let optimizer = adamw(config.weight_decay);
+        let optimizer = AdamW::new(config.weight_decay).into();
         Self {
             stepper: Stepper::new(model, optimizer, schedule, config.clip),
             config,
@@ -301,14 +301,6 @@ impl<'a> Run<'a> {
             ..TimeInfo::default()
         }
     }
-}
-
-/// AdamW as PyTorch has it by default, but for the weight decay.
-pub fn adamw(weight_decay: f64) -> ModuleOptimizer {
-    AdamWConfig::new()
-        .with_weight_decay(weight_decay as f32)
-        .with_epsilon(1e-8)
-        .init()
 }
 
 /// Makes Burn's own random numbers (dropout) follow the seed.

@@ -27,6 +27,23 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("a contiguous f32 tensor")
 }
 
+/// The tensor contiguous and held by nobody else, copied only if it is not.
+pub(crate) fn owned(mut tensor: FlexTensor) -> FlexTensor {
+    let whole = tensor.is_contiguous() && tensor.layout().start_offset() == 0;
+    let fits = |data: &mut [f32], len| data.len() == len;
+    let len = tensor.layout().num_elements();
+    if whole && tensor.try_storage_mut().is_some_and(|data| fits(data, len)) {
+        return tensor;
+    }
+    let tensor = contiguous(tensor);
+    self::tensor(slice(&tensor).to_vec(), tensor.layout().shape().clone())
+}
+
+/// The elements of a tensor that [`owned`] gave, to be changed.
+pub(crate) fn slice_mut(tensor: &mut FlexTensor) -> &mut [f32] {
+    tensor.try_storage_mut().expect("a tensor of one owner")
+}
+
 /// The elements from a tensor's first one on, to be read with its strides.
 fn storage(tensor: &FlexTensor) -> &[f32] {
     let storage: &[f32] = tensor.storage();

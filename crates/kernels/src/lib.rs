@@ -7,6 +7,7 @@
 // `NdArray` is deprecated upstream; it stays the second CPU backend here for its users.
 #![allow(deprecated)]
 
+mod adamw;
 mod attention;
 mod buffer;
 mod cross_entropy;
@@ -20,8 +21,9 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
+pub use adamw::{AdamWSpec, Moments, adamw};
 pub use attention::{AttentionSpec, attention, attention_qkv};
 pub use cross_entropy::cross_entropy_head;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_onto};

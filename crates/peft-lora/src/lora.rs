@@ -121,7 +121,7 @@ impl Projection for LoraLinear {
         let y = self.base.forward(x.clone(), pass);
         // The scaling goes onto the narrow product: rank values a token in place of d_out.
         let h = kernels::linear(self.dropout.forward(x), self.a.val(), None);
-        y + kernels::linear(h.mul_scalar(self.scaling), self.b.val(), None)
+        kernels::linear_onto(y, h.mul_scalar(self.scaling), self.b.val())
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {

@@ -1,7 +1,7 @@
 //! The operations on packed weights as loops over slices, for the CPU backend `Flex`.
 //!
-//! The weight is decoded some rows at a time into one buffer, and each such tile is multiplied
-//! before the next is decoded.
+//! A product decodes the weight block by block into its own buffers, in the place of the copy that
+//! it makes of a dense one: there is never more of it than fits a core's cache.
 
 use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
@@ -9,13 +9,9 @@ use burn::tensor::{Bytes, DType, Shape};
 
 use crate::codec::{Decoder, ScaleSlices};
 use crate::composed;
+use crate::packed_blocks::PackedBlocks;
 use crate::packed_op::{BlockScales, PackedWeight};
-use crate::product::{self, View, ViewMut};
-
-/// Rows of the weight in a tile. Every tile's product packs the input anew, which made tiles of 40
-/// rows 1.8 times as slow as a dense product and tiles of 85 rows 1.3 times; from 250 rows on the
-/// difference is lost in the noise.
-const TILE_ROWS: usize = 256;
+use kernels::product::{self, Start, View};
 
 /// `x Wᵀ + b`
 pub(crate) fn linear(
@@ -32,16 +28,13 @@ pub(crate) fn linear(
     }
     let [d_in, d_out] = [weight.layout.d_in, weight.layout.d_out];
     let (shape, x) = (with_width(&x, d_out), contiguous(x));
-    let rows = x.layout().num_elements() / d_in.max(1);
-    // The product is added to the bias rather than the bias to the product: one pass less.
-    let mut y = match bias {
-        Some(bias) => values(&contiguous(bias)).repeat(rows),
-        None => vec![0.0; rows * d_out],
-    };
+    let bias = bias.map(contiguous);
+    let start = bias
+        .as_ref()
+        .map_or(Start::Zero, |bias| Start::Row(values(bias)));
     let x = View::rows(values(&x), d_in);
-    for_each_tile(weight, |first, len, tile| {
-        let out = ViewMut::columns(&mut y, d_out, first, len);
-        product::add(out, x, View::rows(tile, d_in).t());
+    let y = with_decoder(weight, |decoder| {
+        product::product(start, x, &PackedBlocks::new(decoder, [d_out, d_in]).t())
     });
     tensor(y, shape)
 }
@@ -53,11 +46,13 @@ pub(crate) fn input_grad(grad: FlexTensor, weight: PackedWeight<Flex>) -> FlexTe
     }
     let [d_in, d_out] = [weight.layout.d_in, weight.layout.d_out];
     let (shape, grad) = (with_width(&grad, d_in), contiguous(grad));
-    let mut x = vec![0.0; shape.num_elements()];
     let grad = View::rows(values(&grad), d_out);
-    for_each_tile(weight, |first, len, tile| {
-        let out = ViewMut::columns(&mut x, d_in, 0, d_in);
-        product::add(out, grad.columns(first, len), View::rows(tile, d_in));
+    let x = with_decoder(weight, |decoder| {
+        product::product(
+            Start::Zero,
+            grad,
+            &PackedBlocks::new(decoder, [d_out, d_in]),
+        )
     });
     tensor(x, shape)
 }
@@ -70,23 +65,7 @@ pub(crate) fn unpack(weight: PackedWeight<Flex>) -> FlexTensor {
     tensor(out, Shape::new([layout.d_out, layout.d_in]))
 }
 
-/// Calls `work` with the index of the first row, the number of rows and the decoded rows, tile
-/// after tile; the tiles share one buffer.
-fn for_each_tile(weight: PackedWeight<Flex>, mut work: impl FnMut(usize, usize, &[f32])) {
-    let [d_in, d_out] = [weight.layout.d_in, weight.layout.d_out];
-    let tile_rows = TILE_ROWS.min(d_out.max(1));
-    let mut buffer = vec![0.0; tile_rows * d_in];
-    with_decoder(weight, |decoder| {
-        for first in (0..d_out).step_by(tile_rows) {
-            let rows = tile_rows.min(d_out - first);
-            let tile = &mut buffer[..rows * d_in];
-            decoder.read_parallel(first * d_in, tile);
-            work(first, rows, tile);
-        }
-    });
-}
-
-fn with_decoder(weight: PackedWeight<Flex>, work: impl FnOnce(&Decoder<'_>)) {
+fn with_decoder<T>(weight: PackedWeight<Flex>, work: impl FnOnce(&Decoder<'_>) -> T) -> T {
     let PackedWeight {
         codes,
         scales,
@@ -99,7 +78,7 @@ fn with_decoder(weight: PackedWeight<Flex>, work: impl FnOnce(&Decoder<'_>)) {
             scales,
             layout.block_size,
             layout.book,
-        ));
+        ))
     };
     match scales {
         BlockScales::Exact(absmax) => read(ScaleSlices::Exact(values(&contiguous(absmax)))),

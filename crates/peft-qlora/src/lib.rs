@@ -12,9 +12,9 @@ pub mod codec;
 mod composed;
 pub mod double_quant;
 mod flex;
+mod packed_blocks;
 mod packed_linear;
 mod packed_op;
-mod product;
 pub mod qlora;
 pub mod storage;
 

@@ -14,7 +14,7 @@ use burn::backend::{
 use burn::tensor::{Shape, Tensor};
 
 use crate::flex;
-use crate::product::{self, Start};
+use crate::product::{self, Start, ViewMut};
 
 /// `x W + b`, where the gradient of a frozen weight or bias is never formed.
 ///
@@ -53,6 +53,39 @@ pub fn linear<const D: usize>(
     })
 }
 
+/// `y + x W`: a narrow product added to a wide one in place, as a low-rank update is.
+///
+/// # Shapes
+///
+/// - y: `[.., d_out]`
+/// - x: `[.., d_in]`
+/// - weight: `[d_in, d_out]`
+/// - result: `[.., d_out]`
+///
+/// # Panics
+///
+/// When shapes do not fit together.
+pub fn linear_onto<const D: usize>(y: Tensor<D>, x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let [d_in, d_out] = weight.dims();
+    let mut expected = x.dims();
+    assert_eq!(
+        expected[D - 1],
+        d_in,
+        "last dimension of `x`, expected `d_in` of the weight"
+    );
+    expected[D - 1] = d_out;
+    assert_eq!(
+        y.dims(),
+        expected,
+        "shape of `y`, expected from `x` and `weight`"
+    );
+    Tensor::from_dispatch(<Dispatch as LinearOps>::linear_onto(
+        y.into_dispatch(),
+        x.into_dispatch(),
+        weight.into_dispatch(),
+    ))
+}
+
 #[backend_extension(Autodiff, Flex, NdArray, Cube: cfg(feature = "cuda"))]
 pub(crate) trait LinearOps: Backend {
     /// `x W`, differentiable.
@@ -67,6 +100,15 @@ pub(crate) trait LinearOps: Backend {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         composed::linear_bias::<Self>(x, weight, bias)
+    }
+
+    /// `y + x W`, differentiable.
+    fn linear_onto(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::linear_onto::<Self>(y, x, weight)
     }
 
     /// `xᵀ grad`, the gradient of `weight` and laid out like it.
@@ -103,6 +145,14 @@ mod composed {
         let bias = B::float_reshape(bias, Shape::new([1, width]));
         let y = B::float_add(B::float_matmul(rows::<B>(x), weight), bias);
         B::float_reshape(y, shape)
+    }
+
+    pub(super) fn linear_onto<B: Backend>(
+        y: FloatTensor<B>,
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        B::float_add(y, linear::<B>(x, weight))
     }
 
     pub(super) fn weight_grad<B: Backend>(
@@ -149,6 +199,17 @@ impl LinearOps for Flex {
         let start = Start::Row(flex::slice(&bias));
         let y = product::product(start, flex::matrix(&x), &flex::matrix(&weight));
         flex::tensor(y, shape)
+    }
+
+    fn linear_onto(y: FlexTensor, x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        if !flex::all_f32(&[&y, &x, &weight]) {
+            return composed::linear_onto::<Self>(y, x, weight);
+        }
+        let (x, weight) = (flex::as_rows(x), flex::forward_strides(weight));
+        let mut y = flex::owned(y);
+        let out = ViewMut::rows(flex::slice_mut(&mut y), weight.layout().shape()[1]);
+        product::multiply(out, Start::Out, flex::matrix(&x), &flex::matrix(&weight));
+        y
     }
 
     fn linear_weight_grad(x: FlexTensor, grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
@@ -230,7 +291,46 @@ impl<B: LinearOps> Backward<B, 3> for LinearBackward {
     }
 }
 
+#[derive(Debug)]
+struct OntoBackward;
+
+impl<B: LinearOps> Backward<B, 3> for OntoBackward {
+    type State = Saved<B>;
+
+    fn backward(self, ops: Ops<Saved<B>, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [y, x, weight] = ops
+            .parents
+            .each_ref()
+            .map(|node| node.as_ref().map(|n| n.id));
+        let grad = grads.consume::<B>(&ops.node);
+        LinearBackward::register::<B>(ops.state, [x, weight], grad.clone(), grads);
+        if let Some(id) = y {
+            grads.register::<B>(id, grad);
+        }
+    }
+}
+
 impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn linear_onto(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let keep_x = weight.is_tracked();
+        let prep = OntoBackward
+            .prepare::<C>([y.node(), x.node(), weight.node()])
+            .compute_bound()
+            .stateful();
+        let [y, x, weight] = [y, x, weight].map(|tensor| tensor.into_primitive());
+        match prep {
+            OpsKind::Tracked(prep) => {
+                let saved = (keep_x.then(|| x.clone()), weight.clone());
+                prep.finish(saved, B::linear_onto(y, x, weight))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::linear_onto(y, x, weight)),
+        }
+    }
+
     fn linear_plain(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let keep_x = weight.is_tracked();
         let prep = LinearBackward

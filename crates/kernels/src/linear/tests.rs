@@ -1,5 +1,5 @@
 use crate::testing::{self, Case, leaf};
-use crate::{linear, plain};
+use crate::{linear, linear_onto, plain};
 use burn::tensor::Tensor;
 
 fn compare(case: &Case, trainable: [bool; 3], rows: usize, d_in: usize, d_out: usize) {
@@ -20,6 +20,29 @@ fn values_and_gradients_match_the_plain_form() {
             compare(&case, [true, false, false], rows, d_in, d_out);
             compare(&case, [false, true, false], rows, d_in, d_out);
             compare(&case, [false, false, true], rows, d_in, d_out);
+        }
+    }
+}
+
+#[test]
+fn a_product_onto_another_tensor_matches_the_sum_and_leaves_what_others_hold() {
+    for case in Case::all() {
+        for (rows, d_in, d_out) in [(1, 1, 1), (9, 3, 70), (33, 8, 49)] {
+            for trained in [
+                [true, true, true],
+                [true, false, false],
+                [false, true, true],
+            ] {
+                let y = case.leaf([2, rows, d_out], trained[0]);
+                let x = case.leaf([2, rows, d_in], trained[1]);
+                let weight = case.leaf([d_in, d_out], trained[2]);
+                let before = y.to_data();
+                let fused = linear_onto(y.clone(), x.clone(), weight.clone());
+                let expected = y.clone() + plain::linear(x.clone(), weight.clone(), None);
+                let leaves = [leaf(&y), leaf(&x), leaf(&weight)];
+                testing::assert_same(&case, fused, expected, &leaves, 1e-5);
+                assert_eq!(y.to_data(), before);
+            }
         }
     }
 }

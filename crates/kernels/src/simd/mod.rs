@@ -176,6 +176,22 @@ fn gelu_tanh_gate<I: Isa>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<I>(-2.0 * u))
 }
 
+/// Constants of one step of AdamW.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Share of the first moment that stays.
+    pub(crate) keep_first: f32,
+    /// Share of the second moment that stays.
+    pub(crate) keep_second: f32,
+    /// Correction of the second moment's start at zero.
+    pub(crate) second_scale: f32,
+    pub(crate) epsilon: f32,
+    /// Share of the value that the weight decay leaves.
+    pub(crate) keep_value: f32,
+    /// Learning rate, with the correction of the first moment's start at zero.
+    pub(crate) rate: f32,
+}
+
 multiversion! {
     /// `out = gelu(x)`.
     fn gelu<I>(x: &[f32], out: &mut [f32]) {
@@ -296,6 +312,16 @@ multiversion! {
         let dot = reduce(p, dp, |p, d| p * d);
         for (d, &p) in dp.iter_mut().zip(p) {
             *d = scale * p * (*d - dot);
+        }
+    }
+
+    /// One step of AdamW: new values of a parameter and of the moments of its gradient, in place.
+    fn adamw<I>(value: &mut [f32], first: &mut [f32], second: &mut [f32], grad: &[f32], c: &Step) {
+        for (((value, first), second), &grad) in value.iter_mut().zip(first).zip(second).zip(grad) {
+            *first = I::fma(c.keep_first, *first, (1.0 - c.keep_first) * grad);
+            *second = I::fma(c.keep_second, *second, (1.0 - c.keep_second) * (grad * grad));
+            let size = (*second * c.second_scale).sqrt() + c.epsilon;
+            *value = I::fma(*value, c.keep_value, -c.rate * (*first / size));
         }
     }
 
