@@ -23,8 +23,8 @@ for file in runs.csv REPORT.md report.html plots; do
   [ -e "$out/$file" ] || { echo "missing $file"; exit 1; }
 done
 count=$(ls "$out/records" | wc -l)
-[ "$count" = 4 ] || { echo "expected 4 records, found $count"; exit 1; }
+[ "$count" = 5 ] || { echo "expected 5 records, found $count"; exit 1; }
 [ "$stamp" = "$(stat -c %Y "$out/records/$first")" ] || { echo "a finished trial ran again"; exit 1; }
 "$bench" report "$out" >/dev/null
 "$bench" generate --model experiments/base/quickstart --prompt "User likes cooking videos" --max-new-tokens 8
-echo "smoke test passed: resumed after a kill, 4 trials, report written"
+echo "smoke test passed: resumed after a kill, 5 trials, report written"

@@ -32,6 +32,16 @@ pub struct Work {
     pub steps: usize,
 }
 
+/// The model under the clock.
+pub struct Subject {
+    /// The model with its method.
+    pub model: Adapted<Model>,
+    /// Resident set before there was a model, in bytes.
+    pub program: u64,
+    /// Floating-point operations of a step, from [`flops`].
+    pub flop: f64,
+}
+
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
@@ -45,6 +55,9 @@ pub struct Figures {
     pub gflops: f64,
     /// 10^9 floating-point operations of a step.
     pub gflop_per_step: f64,
+    /// 10^9 operations a second of one large product alone, on the same threads right after: the
+    /// ceiling of `gflops`. None where the work was not done on this processor's `cpu` device.
+    pub ceiling_gflops: Option<f64>,
     /// Largest resident set of the process in 10^6 bytes.
     pub peak_rss_mb: f64,
     /// Values that are trained.
@@ -87,13 +100,12 @@ impl Parts {
 ///
 /// # Errors
 /// If the model does not take such sequences.
-pub fn measure(
-    model: Adapted<Model>,
-    program: u64,
-    work: Work,
-    flop: f64,
-    device: &Device,
-) -> Result<Figures> {
+pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures> {
+    let Subject {
+        model,
+        program,
+        flop,
+    } = subject;
     let host = &model.host;
     anyhow::ensure!(
         work.batch > 0 && work.seq > 1 && work.steps > 0,
@@ -101,6 +113,8 @@ pub fn measure(
     );
     let examples = random_examples(host.vocab_size(), host.is_causal(), work);
     let rows: Vec<&Example> = examples.iter().collect();
+    let width = host.geometry().width;
+    let on_cpu = device.clone().inner() == Device::flex();
     let (trainable, adapter) = trained_size(&model);
     let all = state::parameters(&model);
     let total = all.iter().map(|row| row.numel() as u64).sum();
@@ -129,6 +143,7 @@ pub fn measure(
         step_ms_p95: quantile(0.95) * 1e3,
         gflops: flop / median / 1e9,
         gflop_per_step: flop / 1e9,
+        ceiling_gflops: on_cpu.then(|| ceiling(work.batch * work.seq, width)),
         peak_rss_mb: mb(memory::peak_rss()),
         trainable,
         total,
@@ -143,6 +158,23 @@ pub fn measure(
             activations: mb(step_peak.saturating_sub(adapter)),
         },
     })
+}
+
+/// 10^9 operations a second of `[tokens, width] x [width, 4 width]`: the median of some.
+fn ceiling(tokens: usize, width: usize) -> f64 {
+    use kernels::product::{Start, View, product};
+    const REPEATS: usize = 9;
+    let (left, right) = (vec![1.0; tokens * width], vec![1.0; 4 * width * width]);
+    let (left, right) = (View::rows(&left, width), View::rows(&right, 4 * width));
+    let mut times: Vec<f64> = (0..REPEATS)
+        .map(|_| {
+            let start = Instant::now();
+            std::hint::black_box(product(Start::Zero, left, &right));
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (8 * tokens * width * width) as f64 / times[REPEATS / 2] / 1e9
 }
 
 fn random_examples(vocab: usize, causal: bool, work: Work) -> Vec<Example> {
@@ -202,4 +234,58 @@ fn head_flops(model: &Model, geometry: &Geometry, method: &dyn Method, work: Wor
     let products = if trains_head { 6.0 } else { 4.0 };
     let places = (work.batch * (work.seq - 1)) as f64;
     products * places * (geometry.width * model.vocab_size()) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use models::Gpt2Config;
+    use peft_core::{Init, adapt};
+
+    const WORK: Work = Work {
+        batch: 2,
+        seq: 8,
+        steps: 1,
+    };
+
+    fn model() -> (Model, Device) {
+        let device = Device::flex().autodiff();
+        let model = Model::random_gpt2(
+            Gpt2Config::new(64, 16, 32, 2, 2),
+            &mut Init::new(0, &device),
+        );
+        (model.unwrap(), device)
+    }
+
+    #[test]
+    fn operations_are_counted_as_the_products_need_them() {
+        let (model, _) = model();
+        let (tokens, sites, head) = (16.0, (2 * 12 * 32 * 32) as f64, (32 * 64) as f64);
+        let attention = 12.0 * tokens * 4.0 * 64.0;
+        let places = 14.0;
+        let frozen = 4.0 * tokens * sites + attention + 4.0 * places * head;
+        let lora = peft_lora::Lora::default();
+        let added = lora.parameters(&model.geometry()) as f64;
+        assert_eq!(flops(&model, &lora, WORK), frozen + 6.0 * tokens * added);
+        let full = frozen + 2.0 * tokens * sites + 2.0 * places * head;
+        assert_eq!(flops(&model, &peft_adapter::Full {}, WORK), full);
+    }
+
+    #[test]
+    fn a_measured_run_knows_its_parameters_its_memory_and_its_loss() {
+        let (base, device) = model();
+        let method = peft_lora::Lora::default();
+        let trainable = method.parameters(&base.geometry()) as u64;
+        let model = adapt(base, &method, None, &mut Init::new(0, &device)).unwrap();
+        let subject = Subject {
+            model,
+            program: 1,
+            flop: 1e6,
+        };
+        let figures = measure(subject, WORK, &device).unwrap();
+        assert_eq!(figures.trainable, trainable);
+        assert_eq!(figures.memory.adapter, trainable as f64 * 4.0 / 1e6);
+        assert!(figures.loss_last < figures.loss_first);
+        assert!(figures.memory.activations > 0.0 && figures.step_ms > 0.0);
+    }
 }

@@ -1,7 +1,7 @@
 //! The operations of this crate written with ordinary tensor operations, differentiated by Burn.
 //!
 //! They define what the fused forms must compute: the tests compare values and gradients against
-//! them, and the `speed` example times the fused forms against them.
+//! them, and the `fused` benchmark times the fused forms against them.
 
 use crate::AttentionSpec;
 use burn::tensor::{Bool, DType, Int, Tensor, activation};

@@ -233,7 +233,7 @@ impl Gpt2 {
 /// Rows of a table, `[batch, sequence, d]`.
 pub(crate) fn embed(table: &Param<Tensor<2>>, ids: &Tensor<2, burn::tensor::Int>) -> Tensor<3> {
     let [batch, seq] = ids.dims();
-    let rows = table.val().select(0, ids.clone().reshape([batch * seq]));
+    let rows = kernels::embedding(table.val(), ids.clone().reshape([batch * seq]));
     let [_, d] = rows.dims();
     rows.reshape([batch, seq, d])
 }

@@ -6,7 +6,7 @@ use peft_core::{Init, adapt};
 
 use crate::cli::{Compute, print};
 use crate::registry::Registry;
-use crate::speed::{self, Work};
+use crate::speed::{self, Subject, Work};
 use crate::study::MethodRow;
 use crate::trial::single;
 use crate::{memory, source};
@@ -55,7 +55,12 @@ impl Speed {
         };
         let flop = speed::flops(&base, &*method, work);
         let model = adapt(base, &*method, storage.build(), &mut init)?;
-        let figures = speed::measure(model, program, work, flop, &device)?;
+        let subject = Subject {
+            model,
+            program,
+            flop,
+        };
+        let figures = speed::measure(subject, work, &device)?;
         let mut line = serde_json::json!({
             "shape": self.shape, "kind": kind, "config": config, "storage": storage,
             "device": self.compute.device, "threads": self.compute.threads,
