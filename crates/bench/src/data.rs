@@ -290,6 +290,16 @@ fn assemble(
     }
 }
 
+/// Everything a trial needs of its task.
+pub struct Prepared {
+    /// The base model.
+    pub loaded: models::Loaded,
+    /// The examples.
+    pub data: Data,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
 /// Everything a trial needs of its task, read from the model's folder and the data.
 ///
 /// # Errors
@@ -299,7 +309,7 @@ pub fn prepare(
     folder: &Path,
     seed: u64,
     device: &burn::tensor::Device,
-) -> Result<(models::Loaded, Data)> {
+) -> Result<Prepared> {
     let tables = tables(task)?;
     let labels = tables.labels(task)?;
     let classes = (!labels.is_empty()).then_some(labels.len());
@@ -311,5 +321,9 @@ pub fn prepare(
     if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
         anyhow::bail!("the example `{}` has no tokens", example.input());
     }
-    Ok((loaded, data))
+    Ok(Prepared {
+        loaded,
+        data,
+        tokenizer,
+    })
 }

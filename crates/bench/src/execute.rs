@@ -13,11 +13,10 @@ use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
 use report::RecordStore;
 use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
 
-use crate::data::{self, Data};
+use crate::data::{self, Data, Prepared};
 use crate::evaluate::Evaluator;
 use crate::progress::Progress;
 use crate::registry::Registry;
-use crate::source;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
 use crate::trial::Trial;
 use crate::{adapter, environment, memory};
@@ -108,6 +107,7 @@ fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Re
         scores: Default::default(),
         predictions: Vec::new(),
         samples: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 
@@ -149,8 +149,11 @@ pub fn run(
     let training = device.clone().autodiff();
     seed_device(trial.seed, &training);
     let folder = Path::new(&trial.model);
-    let (loaded, data) = data::prepare(&trial.task, folder, trial.seed, &training)?;
-    let tokenizer = source::tokenizer(folder, &loaded.model)?;
+    let Prepared {
+        loaded,
+        data,
+        tokenizer,
+    } = data::prepare(&trial.task, folder, trial.seed, &training)?;
     let evaluator = Evaluator {
         task: &trial.task,
         data: &data,
@@ -172,6 +175,7 @@ pub fn run(
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
     record.data = data.info.clone();
+    record.warnings = data.warnings.clone();
     record.budget = budget(&model, &base);
     let trained = record.budget.adapter_bytes;
     record.memory = MemoryInfo {

@@ -127,7 +127,7 @@ pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures>
         memory::take_peak_allocated();
         let (before, start) = (memory::allocated(), Instant::now());
         let batch = collate(&rows, &stepper.model().host, device);
-        losses.push(stepper.step(vec![batch], device));
+        losses.push(stepper.step(vec![batch]));
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
             step_peak = step_peak.max(memory::take_peak_allocated().saturating_sub(before));

@@ -2,7 +2,6 @@
 
 use burn::lr_scheduler::LrScheduler;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::Device;
 use burn::train::TrainStep;
 use models::Model;
 use peft_core::Adapted;
@@ -58,13 +57,13 @@ impl Stepper {
     }
 
     /// Takes one step on the mean gradient of some batches; gives their mean loss.
-    pub fn step(&mut self, batches: Vec<TrainBatch>, device: &Device) -> f32 {
+    pub fn step(&mut self, batches: Vec<TrainBatch>) -> f32 {
         self.rate = self.schedule.step();
         let count = batches.len();
         let (loss, grads) = if count == 1 {
             self.gradients(batches.into_iter().next().expect("one batch"))
         } else {
-            self.mean_gradients(batches, device)
+            self.mean_gradients(batches)
         };
         self.apply(grads);
         loss / count as f32
@@ -81,7 +80,7 @@ impl Stepper {
     }
 
     /// The sum of the batches' losses and the mean of their gradients.
-    fn mean_gradients(&self, batches: Vec<TrainBatch>, device: &Device) -> (f32, GradientsParams) {
+    fn mean_gradients(&self, batches: Vec<TrainBatch>) -> (f32, GradientsParams) {
         let share = 1.0 / batches.len() as f64;
         let mut sum = GradientsAccumulator::<Trainee>::new();
         let mut losses = 0.0;
@@ -90,8 +89,7 @@ impl Stepper {
             losses += loss;
             sum.accumulate(self.trainee(), grads);
         }
-        let plain = device.clone().inner();
-        let mean = scale_gradients(self.trainee(), sum.grads(), share, &plain);
+        let mean = scale_gradients(self.trainee(), sum.grads(), share);
         (losses, mean)
     }
 

@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
             .map(|rows| collate(rows, host, self.device))
             .collect();
         self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();
-        let loss = self.stepper.step(batches, self.device);
+        let loss = self.stepper.step(batches);
         self.step_times.push(start.elapsed());
         self.step += 1;
         self.recent.push(loss);

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, ExecutionError, Tensor, activation::log_softmax};
+use burn::tensor::{ExecutionError, Tensor, activation::log_softmax};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use models::Model;
 use peft_core::Adapted;
@@ -75,27 +75,22 @@ pub fn clip_global_norm<M: Module>(
     grads: GradientsParams,
     limit: f64,
 ) -> GradientsParams {
-    struct Norm<'a>(&'a GradientsParams, Option<Tensor<1>>);
+    struct Norm<'a>(&'a GradientsParams, f64);
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(grad) = self.0.get::<D>(param.id) else {
-                return;
-            };
-            let square = grad.square().sum();
-            self.1 = Some(match self.1.take() {
-                Some(sum) => sum + square,
-                None => square,
-            });
+            if let Some(grad) = self.0.get::<D>(param.id) {
+                self.1 += f64::from(kernels::square_sum(grad).into_scalar::<f32>());
+            }
         }
     }
-    let mut norm = Norm(&grads, None);
+    let mut norm = Norm(&grads, 0.0);
     module.visit(&mut norm);
-    let Some(square) = norm.1 else { return grads };
-    let factor = (square.sqrt() + 1e-6)
-        .recip()
-        .mul_scalar(limit)
-        .clamp_max(1.0);
-    scale(module, grads, factor)
+    let factor = limit / (norm.1.sqrt() + 1e-6);
+    // A norm that is not a number must not pass for a small one.
+    if factor >= 1.0 {
+        return grads;
+    }
+    scale_gradients(module, grads, factor)
 }
 
 /// Multiplies every gradient: the sum over accumulated batches becomes their mean.
@@ -103,20 +98,13 @@ pub fn scale_gradients<M: Module>(
     module: &M,
     grads: GradientsParams,
     factor: f64,
-    device: &Device,
 ) -> GradientsParams {
-    scale(module, grads, Tensor::full([1], factor, device))
-}
-
-fn scale<M: Module>(module: &M, grads: GradientsParams, factor: Tensor<1>) -> GradientsParams {
-    struct Scale(GradientsParams, Tensor<1>);
+    struct Scale(GradientsParams, f64);
     impl ModuleVisitor for Scale {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let Some(grad) = self.0.remove::<D>(param.id) else {
-                return;
-            };
-            self.0
-                .register(param.id, grad * self.1.clone().reshape([1; D]));
+            if let Some(grad) = self.0.remove::<D>(param.id) {
+                self.0.register(param.id, kernels::scaled(grad, self.1));
+            }
         }
     }
     let mut scale = Scale(grads, factor);
@@ -127,6 +115,7 @@ fn scale<M: Module>(module: &M, grads: GradientsParams, factor: Tensor<1>) -> Gr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
     use peft_core::Dense;
 
     /// Gradients 3, 0 and 0, 4 of a weight and a bias after a change.
@@ -167,8 +156,7 @@ mod tests {
 
     #[test]
     fn scaling_reaches_every_gradient() {
-        let device = Device::flex();
-        let values = changed(|module, grads| scale_gradients(module, grads, 0.5, &device));
+        let values = changed(|module, grads| scale_gradients(module, grads, 0.5));
         assert_eq!(values, [1.5, 0.0, 0.0, 2.0]);
     }
 

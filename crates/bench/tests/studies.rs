@@ -146,7 +146,8 @@ fn evaluate(trial: &Trial, adapter: &Path) -> f64 {
     let device = peft_core::device("cpu").unwrap();
     let training = device.clone().autodiff();
     let folder = Path::new(&trial.model);
-    let (loaded, data) = bench::data::prepare(&trial.task, folder, trial.seed, &training).unwrap();
+    let prepared = bench::data::prepare(&trial.task, folder, trial.seed, &training).unwrap();
+    let (loaded, data) = (prepared.loaded, prepared.data);
     let tokenizer = bench::source::tokenizer(folder, &loaded.model).unwrap();
     let mut init = peft_core::Init::new(trial.seed, &training);
     let model =

@@ -56,6 +56,7 @@ pub(crate) fn record(label: &str, lr: f64, seed: u64, dev: f64, test: f64) -> Re
         scores: BTreeMap::from([("dev".into(), score(dev)), ("test".into(), score(test))]),
         predictions: predictions(&[1.0, 1.0, 0.0, 1.0]),
         samples: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) fn notes(
 ) -> Vec<String> {
     let found = [
         different_data(records),
+        odd_data(records),
         repeated_trials(groups),
         different_machines(records),
         no_dev(groups),
@@ -41,6 +42,12 @@ fn different_data(records: &[Record]) -> Option<String> {
     Some(format!(
         "The trials did not all use the same data ({splits}): scores do not compare."
     ))
+}
+
+fn odd_data(records: &[Record]) -> Option<String> {
+    let warnings: BTreeSet<_> = records.iter().flat_map(|r| &r.warnings).collect();
+    let list = warnings.into_iter().cloned().collect::<Vec<_>>().join("; ");
+    (!list.is_empty()).then(|| format!("About the data: {list}."))
 }
 
 fn repeated_trials(groups: &[Group<'_>]) -> Option<String> {

@@ -35,6 +35,9 @@ pub struct Record {
     pub predictions: Vec<Prediction>,
     /// Sample generations before and after training (empty for classification).
     pub samples: Vec<Sample>,
+    /// What is odd about the data, said when it was read: inputs that stand in two splits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The trial as the study resolved it.

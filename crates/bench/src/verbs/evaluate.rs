@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use models::Loaded;
 
 use crate::cli::{Compute, StudyFile, print};
-use crate::data;
+use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::registry::Registry;
-use crate::source;
 
 /// Arguments of `evaluate`.
 #[derive(Args)]
@@ -36,9 +34,9 @@ impl Evaluate {
         let study = self.study.load()?;
         let device = peft_core::device(&self.compute.device)?;
         let folder = Path::new(&study.model);
-        let (Loaded { model, .. }, data) = data::prepare(&study.task, folder, 0, &device)?;
-        let tokenizer = source::tokenizer(folder, &model)?;
-        drop(model);
+        let Prepared {
+            data, tokenizer, ..
+        } = data::prepare(&study.task, folder, 0, &device)?;
         let ready = super::load(folder, self.adapter.as_deref(), registry, &device)?;
         let evaluator = Evaluator {
             task: &study.task,

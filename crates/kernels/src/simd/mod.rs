@@ -232,6 +232,18 @@ multiversion! {
         }
     }
 
+    /// `x *= factor`.
+    fn scale<I>(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+    }
+
+    /// Sum of the squares.
+    fn square_sum<I>(x: &[f32]) -> f32 {
+        reduce(x, x, |x, y| x * y)
+    }
+
     /// Mean and reciprocal standard deviation of a row.
     fn row_moments<I>(x: &[f32], eps: f32) -> (f32, f32) {
         let scale = 1.0 / x.len() as f32;
