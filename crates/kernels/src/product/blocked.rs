@@ -32,7 +32,7 @@ const SHORTEST: usize = 8;
 
 /// Whether this processor can multiply such matrices here, and it is worth it.
 pub(super) fn suits([rows, depth]: [usize; 2], [_, cols]: [usize; 2]) -> bool {
-    cfg!(target_arch = "x86_64") && has_avx512() && rows.min(cols) >= SMALLEST && depth >= SHORTEST
+    has_avx512() && rows.min(cols) >= SMALLEST && depth >= SHORTEST
 }
 
 /// Where the result goes.
@@ -79,9 +79,9 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// `out = start + left right` by all threads, for shapes that agree.
 pub(super) fn product(out: ViewMut<'_>, start: Start<'_>, left: View<'_>, right: &dyn Blocks) {
-    let ([rows, _], [_, cols]) = (left.shape(), right.shape());
-    let tasks = tasks(rows, cols, rayon::current_num_threads());
+    let tasks = tasks(out.rows, out.cols, rayon::current_num_threads());
     let job = Job {
+        depth: left.cols,
         start,
         alpha: 1.0,
         left: Left::new(left),
@@ -102,21 +102,22 @@ pub(super) fn product_here(
     left: View<'_>,
     right: &dyn Blocks,
 ) {
-    let ([rows, _], [_, cols]) = (left.shape(), right.shape());
+    let tasks = tasks(out.rows, out.cols, 1);
     let job = Job {
+        depth: left.cols,
         start,
         alpha,
         left: Left::AsItIs(left),
         right,
         out: Out::from(out),
     };
-    for task in tasks(rows, cols, 1) {
-        job.run(&task);
-    }
+    tasks.iter().for_each(|task| job.run(task));
 }
 
 /// A product, as all its tasks see it.
 struct Job<'a> {
+    /// Length of the sums.
+    depth: usize,
     start: Start<'a>,
     alpha: f32,
     left: Left<'a>,
@@ -126,7 +127,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self, task: &Task) {
-        let [depth, _] = self.right.shape();
+        let depth = self.depth;
         BUFFER.with_borrow_mut(|buffer| {
             let whole = DEPTH * COLS * PANELS;
             let buffer = aligned(buffer, whole + SIDE_BY_SIDE * DEPTH);

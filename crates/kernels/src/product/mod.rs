@@ -23,7 +23,8 @@ pub trait Blocks: Sync {
     /// Number of rows and columns.
     fn shape(&self) -> [usize; 2];
 
-    /// Copies a block to rows that lie `stride` apart in `out`.
+    /// Copies a block to rows that lie `stride` apart in `out`. It must not compute a product, since
+    /// it runs inside of one.
     fn copy(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize);
 
     /// Copies the transposed block; of `out`'s rows, each is then a column of the matrix.
@@ -131,6 +132,7 @@ fn check(out: [usize; 2], start: Start<'_>, left: View<'_>, right: &dyn Blocks) 
 
 /// By the `gemm` crate.
 fn with_crate(mut out: ViewMut<'_>, start: Start<'_>, left: View<'_>, right: View<'_>) {
+    check([out.rows, out.cols], start, left, &right);
     if let Start::Row(row) = start {
         out.fill_rows(row);
     }
