@@ -28,7 +28,7 @@ impl<'a> PackedBlocks<'a> {
     }
 }
 
-/// Rows and columns that are decoded before they are transposed: 24 kB.
+/// Packed rows, and values of each, that are decoded before they are transposed: 24 kB.
 const SQUARE: [usize; 2] = [16, 384];
 
 impl Blocks for PackedBlocks<'_> {
@@ -43,27 +43,6 @@ impl Blocks for PackedBlocks<'_> {
             self.decoder.read(row * width + cols.start, out);
         }
     }
-
-    fn copy_transposed(
-        &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        let [most_rows, most_cols] = SQUARE;
-        let mut decoded = [0.0; SQUARE[0] * SQUARE[1]];
-        for first_col in cols.clone().step_by(most_cols) {
-            let some_cols = first_col..cols.end.min(first_col + most_cols);
-            for first_row in rows.clone().step_by(most_rows) {
-                let some_rows = first_row..rows.end.min(first_row + most_rows);
-                let size = [some_cols.len(), some_rows.len()];
-                self.copy(some_rows, some_cols.clone(), &mut decoded, most_cols);
-                let place = (first_col - cols.start) * stride + first_row - rows.start;
-                transposed(&decoded, most_cols, size, &mut out[place..], stride);
-            }
-        }
-    }
 }
 
 impl Blocks for Transposed<'_> {
@@ -73,17 +52,20 @@ impl Blocks for Transposed<'_> {
     }
 
     fn copy(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
-        self.0.copy_transposed(cols, rows, out, stride);
-    }
-
-    fn copy_transposed(
-        &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        self.0.copy(cols, rows, out, stride);
+        // Codes can only be read along the rows of what is packed, which are columns here.
+        let [most_packed, most_rows] = SQUARE;
+        let mut decoded = [0.0; SQUARE[0] * SQUARE[1]];
+        for first_row in rows.clone().step_by(most_rows) {
+            let some_rows = first_row..rows.end.min(first_row + most_rows);
+            for first_col in cols.clone().step_by(most_packed) {
+                let some_cols = first_col..cols.end.min(first_col + most_packed);
+                let size = [some_rows.len(), some_cols.len()];
+                self.0
+                    .copy(some_cols, some_rows.clone(), &mut decoded, most_rows);
+                let place = (first_row - rows.start) * stride + first_col - cols.start;
+                transposed(&decoded, most_rows, size, &mut out[place..], stride);
+            }
+        }
     }
 }
 

@@ -27,15 +27,6 @@ pub trait Blocks: Sync {
     /// it runs inside of one.
     fn copy(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize);
 
-    /// Copies the transposed block; of `out`'s rows, each is then a column of the matrix.
-    fn copy_transposed(
-        &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
-    );
-
     /// The values, if they lie in memory.
     fn as_view(&self) -> Option<View<'_>> {
         None

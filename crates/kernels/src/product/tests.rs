@@ -37,15 +37,6 @@ impl Blocks for Hidden<'_> {
     fn copy(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32], stride: usize) {
         self.0.copy(rows, cols, out, stride);
     }
-    fn copy_transposed(
-        &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        self.0.copy_transposed(rows, cols, out, stride);
-    }
 }
 
 /// Shapes around every boundary: tiles, panels, blocks, and what the `gemm` crate is left with.

@@ -53,6 +53,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Copies a block so that each of its columns becomes a row of `out`.
+    pub(super) fn copy_transposed(
+        &self,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        self.t().copy(cols, rows, out, stride);
+    }
+
     /// `len` columns from `start` on.
     pub fn col_range(self, start: usize, len: usize) -> Self {
         self.t().row_range(start, len).t()
@@ -85,16 +96,6 @@ impl Blocks for View<'_> {
             [1, from] => copy::transposed(src, from, size, out, stride),
             strides => copy::scattered(src, strides, size, out, stride),
         }
-    }
-
-    fn copy_transposed(
-        &self,
-        rows: Range<usize>,
-        cols: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        self.t().copy(cols, rows, out, stride);
     }
 
     fn as_view(&self) -> Option<View<'_>> {
