@@ -5,10 +5,11 @@
 //! the optimizer is Burn's AdamW. The work is that of `peft-bench speed --shape distilgpt2` with
 //! rank 8 on `c_attn`: the same batch of random tokens again and again.
 //!
-//! Burn's own documentation says what makes the difference: with an adapter a parameter
-//! "materializes its effective value as `base + scale * (a @ b)`" (`LoraAdapter`); where a layer's
-//! input needs a gradient, "autodiff retains that dense weight for backward and computes a full
-//! weight-shaped gradient before propagating into the factors" (`QLora`, which composes alike).
+//! Burn's own documentation says what costs it, beside its composed operations: with an adapter a
+//! parameter "materializes its effective value as `base + scale * (a @ b)`" (`LoraAdapter`); where
+//! a layer's input needs a gradient, "autodiff retains that dense weight for backward and computes
+//! a full weight-shaped gradient before propagating into the factors" (`QLora`, which composes
+//! alike).
 //!
 //! `cargo run --release -p bench --example burn_lora -- --batch 8 --seq 128 --steps 6 --threads 2`
 

@@ -25,7 +25,7 @@ mod testing;
 
 pub use adamw::{AdamWSpec, Moments, adamw};
 pub use attention::{AttentionSpec, attention, attention_qkv};
-pub use cross_entropy::cross_entropy_head;
+pub use cross_entropy::{MOST_LOGITS, cross_entropy_head};
 pub use embedding::embedding;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;

@@ -12,7 +12,7 @@ use crate::{flex, simd};
 
 /// Most logits that exist at once: 128 MB. The head's weight is copied into the order of the product
 /// for every part, which 166 rows of a vocabulary of 50,000 did not pay for: half the speed of 500.
-const LOGITS: usize = 1 << 25;
+pub const MOST_LOGITS: usize = 1 << 25;
 
 pub(super) fn loss_and_grads(
     hidden: FlexTensor,
@@ -27,7 +27,7 @@ pub(super) fn loss_and_grads(
     let mut grads = Gradients::new(&hidden, &weight, wanted);
     let (hidden, weight) = (flex::matrix(&hidden), flex::matrix(&weight));
 
-    let parts = n.div_ceil((LOGITS / vocab.max(1)).clamp(1, n));
+    let parts = n.div_ceil((MOST_LOGITS / vocab.max(1)).clamp(1, n));
     let part = n.div_ceil(parts);
     let share = 1.0 / n as f32;
     let mut loss = 0.0;

@@ -9,6 +9,8 @@ use burn::tensor::{Int, Tensor};
 
 mod composed;
 mod fused;
+
+pub use fused::MOST_LOGITS;
 #[cfg(test)]
 mod tests;
 
