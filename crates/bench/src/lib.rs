@@ -12,6 +12,7 @@ pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod execute;
+pub mod flops;
 pub mod memory;
 pub mod pretrain;
 pub mod process;

@@ -5,7 +5,8 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::tensor::Device;
 use models::Model;
-use peft_core::{Adapted, Geometry, Host, Method, Part, state};
+use peft_core::state::{self, ParamRow};
+use peft_core::{Adapted, Host};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -38,7 +39,7 @@ pub struct Subject {
     pub model: Adapted<Model>,
     /// Resident set before there was a model, in bytes.
     pub program: u64,
-    /// Floating-point operations of a step, from [`flops`].
+    /// Floating-point operations of a step, from [`flops`](crate::flops::flops).
     pub flop: f64,
 }
 
@@ -51,15 +52,17 @@ pub struct Figures {
     pub step_ms: f64,
     /// 95th percentile of the steps in milliseconds.
     pub step_ms_p95: f64,
-    /// 10^9 floating-point operations a second at the median step, of those in [`flops`].
+    /// 10^9 floating-point operations a second at the median step.
     pub gflops: f64,
     /// 10^9 floating-point operations of a step.
     pub gflop_per_step: f64,
-    /// 10^9 operations a second of one large product alone, on the same threads right after: the
-    /// ceiling of `gflops`. None where the work was not done on this processor's `cpu` device.
+    /// 10^9 operations a second of one large product of ours alone, on the same threads right
+    /// after: what `gflops` can hope for. None where the work was done elsewhere.
     pub ceiling_gflops: Option<f64>,
     /// Largest resident set of the process in 10^6 bytes.
     pub peak_rss_mb: f64,
+    /// All parts of `memory` together, which should come close to `peak_rss_mb`.
+    pub accounted_mb: f64,
     /// Values that are trained.
     pub trainable: u64,
     /// Values of the model with its adapters.
@@ -101,63 +104,112 @@ impl Parts {
 /// # Errors
 /// If the model does not take such sequences.
 pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures> {
-    let Subject {
-        model,
-        program,
-        flop,
-    } = subject;
-    let host = &model.host;
     anyhow::ensure!(
         work.batch > 0 && work.seq > 1 && work.steps > 0,
         "expected at least 1 sequence of 2 tokens and 1 step"
     );
-    let examples = random_examples(host.vocab_size(), host.is_causal(), work);
-    let rows: Vec<&Example> = examples.iter().collect();
-    let width = host.geometry().width;
+    let size = Size::of(&subject.model);
+    let run = run(subject.model, work, device);
+    // Before the product below, whose operands are none of the step's memory.
+    let peak_rss = memory::peak_rss();
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let memory = Parts {
+        program: mb(subject.program),
+        base: mb(size.frozen_bytes),
+        adapter: mb(size.trained_bytes),
+        gradients: mb(size.trained_bytes),
+        optimizer: mb(2 * size.trained_bytes),
+        activations: mb(run.peak_bytes.saturating_sub(size.trained_bytes)),
+    };
+    let median = run.quantile(0.5);
     let on_cpu = device.clone().inner() == Device::flex();
-    let (trainable, adapter) = trained_size(&model);
-    let all = state::parameters(&model);
-    let total = all.iter().map(|row| row.numel() as u64).sum();
-    let bytes: u64 = all.iter().map(|row| row.bytes as u64).sum();
+    Ok(Figures {
+        tokens_per_s: (work.batch * work.seq) as f64 / median,
+        step_ms: median * 1e3,
+        step_ms_p95: run.quantile(0.95) * 1e3,
+        gflops: subject.flop / median / 1e9,
+        gflop_per_step: subject.flop / 1e9,
+        ceiling_gflops: on_cpu.then(|| ceiling(work.batch * work.seq, size.width)),
+        peak_rss_mb: mb(peak_rss),
+        accounted_mb: memory.sum(),
+        trainable: size.trainable,
+        total: size.total,
+        loss_first: run.losses[0],
+        loss_last: *run.losses.last().expect("at least one step"),
+        memory,
+    })
+}
 
+/// The size of a model.
+struct Size {
+    width: usize,
+    trainable: u64,
+    total: u64,
+    trained_bytes: u64,
+    frozen_bytes: u64,
+}
+
+impl Size {
+    fn of(model: &Adapted<Model>) -> Self {
+        let geometry = model.host.geometry();
+        let rows = state::parameters(model);
+        let (trainable, trained_bytes) = trained_size(model);
+        let of_the_base = |id| geometry.params.iter().any(|p| p.id == id);
+        let unfrozen: usize = rows
+            .iter()
+            .filter(|row| row.trainable && of_the_base(row.id))
+            .map(ParamRow::numel)
+            .sum();
+        let bytes: usize = rows.iter().map(|row| row.bytes).sum();
+        Self {
+            width: geometry.width,
+            trainable,
+            // Packed weights are bytes to a module; the geometry knows the values they stand for.
+            total: geometry.base_parameters() as u64 + trainable - unfrozen as u64,
+            trained_bytes,
+            frozen_bytes: bytes as u64 - trained_bytes,
+        }
+    }
+}
+
+/// What running the steps gives.
+struct Run {
+    /// Seconds of the timed steps, shortest first.
+    times: Vec<f64>,
+    losses: Vec<f32>,
+    /// Most bytes allocated within a step beyond those before it.
+    peak_bytes: u64,
+}
+
+impl Run {
+    fn quantile(&self, q: f64) -> f64 {
+        self.times[((self.times.len() - 1) as f64 * q).round() as usize]
+    }
+}
+
+fn run(model: Adapted<Model>, work: Work, device: &Device) -> Run {
+    let examples = random_examples(model.host.vocab_size(), model.host.is_causal(), work);
+    let rows: Vec<&Example> = examples.iter().collect();
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
     let mut stepper = Stepper::new(model, AdamW::new(0.01).into(), schedule, 0.0);
-    let (mut times, mut losses, mut step_peak) = (Vec::new(), Vec::new(), 0);
+    let mut run = Run {
+        times: Vec::new(),
+        losses: Vec::new(),
+        peak_bytes: 0,
+    };
     for step in 0..WARM_UP + work.steps {
         memory::take_peak_allocated();
         let (before, start) = (memory::allocated(), Instant::now());
         let batch = collate(&rows, &stepper.model().host, device);
-        losses.push(stepper.step(vec![batch]));
+        run.losses.push(stepper.step(vec![batch]));
         if step >= WARM_UP {
-            times.push(start.elapsed().as_secs_f64());
-            step_peak = step_peak.max(memory::take_peak_allocated().saturating_sub(before));
+            run.times.push(start.elapsed().as_secs_f64());
+            let peak = memory::take_peak_allocated().saturating_sub(before);
+            run.peak_bytes = run.peak_bytes.max(peak);
         }
     }
-    times.sort_by(f64::total_cmp);
-    let quantile = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
-    let median = quantile(0.5);
-    let mb = |bytes: u64| bytes as f64 / 1e6;
-    Ok(Figures {
-        tokens_per_s: (work.batch * work.seq) as f64 / median,
-        step_ms: median * 1e3,
-        step_ms_p95: quantile(0.95) * 1e3,
-        gflops: flop / median / 1e9,
-        gflop_per_step: flop / 1e9,
-        ceiling_gflops: on_cpu.then(|| ceiling(work.batch * work.seq, width)),
-        peak_rss_mb: mb(memory::peak_rss()),
-        trainable,
-        total,
-        loss_first: losses[0],
-        loss_last: *losses.last().expect("at least one step"),
-        memory: Parts {
-            program: mb(program),
-            base: mb(bytes - adapter),
-            adapter: mb(adapter),
-            gradients: mb(adapter),
-            optimizer: mb(2 * adapter),
-            activations: mb(step_peak.saturating_sub(adapter)),
-        },
-    })
+    run.times.sort_by(f64::total_cmp);
+    run
 }
 
 /// 10^9 operations a second of `[tokens, width] x [width, 4 width]`: the median of some.
@@ -193,54 +245,11 @@ fn random_examples(vocab: usize, causal: bool, work: Work) -> Vec<Example> {
     (0..work.batch).map(example).collect()
 }
 
-/// Floating-point operations of the matrix products of one training step.
-///
-/// Counted as the work needs them, whatever an implementation does beside: forward, gradients for
-/// activations, and gradients for the weights that train. Element-wise work is left out.
-pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
-    let geometry = model.geometry();
-    let tokens = (work.batch * work.seq) as f64;
-    let in_sites: f64 = geometry
-        .sites
-        .iter()
-        .map(|s| (s.d_in * s.d_out) as f64)
-        .sum();
-    let trained_base: f64 = geometry
-        .params
-        .iter()
-        .filter(|p| method.trains(p) && p.shape.len() == 2 && p.part == Part::Linear)
-        .map(|p| p.numel() as f64)
-        .sum();
-    // Forward, and the gradient for the activations; an adapter's weights a third time.
-    let blocks = 4.0 * tokens * in_sites + 2.0 * tokens * trained_base;
-    let unfrozen = geometry.count(|p| method.trains(p));
-    let added = method.parameters(&geometry).saturating_sub(unfrozen);
-    let added = 6.0 * tokens * added as f64;
-    // Scores and their product with the values, forward once and backward twice.
-    let context = if model.is_causal() { 0.5 } else { 1.0 } * work.seq as f64;
-    let attention = 12.0 * tokens * context * (geometry.width * geometry.layers) as f64;
-    blocks + added + attention + head_flops(model, &geometry, method, work)
-}
-
-/// The share of a language model's head.
-fn head_flops(model: &Model, geometry: &Geometry, method: &dyn Method, work: Work) -> f64 {
-    if !model.is_causal() {
-        return 0.0;
-    }
-    let trains_head = geometry
-        .params
-        .iter()
-        .any(|p| p.shape.first() == Some(&model.vocab_size()) && method.trains(p));
-    let products = if trains_head { 6.0 } else { 4.0 };
-    let places = (work.batch * (work.seq - 1)) as f64;
-    products * places * (geometry.width * model.vocab_size()) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use models::Gpt2Config;
-    use peft_core::{Init, adapt};
+    use peft_core::{Init, Method, adapt};
 
     const WORK: Work = Work {
         batch: 2,
@@ -255,20 +264,6 @@ mod tests {
             &mut Init::new(0, &device),
         );
         (model.unwrap(), device)
-    }
-
-    #[test]
-    fn operations_are_counted_as_the_products_need_them() {
-        let (model, _) = model();
-        let (tokens, sites, head) = (16.0, (2 * 12 * 32 * 32) as f64, (32 * 64) as f64);
-        let attention = 12.0 * tokens * 4.0 * 64.0;
-        let places = 14.0;
-        let frozen = 4.0 * tokens * sites + attention + 4.0 * places * head;
-        let lora = peft_lora::Lora::default();
-        let added = lora.parameters(&model.geometry()) as f64;
-        assert_eq!(flops(&model, &lora, WORK), frozen + 6.0 * tokens * added);
-        let full = frozen + 2.0 * tokens * sites + 2.0 * places * head;
-        assert_eq!(flops(&model, &peft_adapter::Full {}, WORK), full);
     }
 
     #[test]

@@ -75,17 +75,21 @@ pub fn clip_global_norm<M: Module>(
     grads: GradientsParams,
     limit: f64,
 ) -> GradientsParams {
-    struct Norm<'a>(&'a GradientsParams, f64);
-    impl ModuleVisitor for Norm<'_> {
+    struct Squares<'a>(&'a GradientsParams, Vec<Tensor<1>>);
+    impl ModuleVisitor for Squares<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(grad) = self.0.get::<D>(param.id) {
-                self.1 += f64::from(kernels::square_sum(grad).into_scalar::<f32>());
-            }
+            let grad = self.0.get::<D>(param.id);
+            self.1.extend(grad.map(kernels::square_sum));
         }
     }
-    let mut norm = Norm(&grads, 0.0);
-    module.visit(&mut norm);
-    let factor = limit / (norm.1.sqrt() + 1e-6);
+    let mut squares = Squares(&grads, Vec::new());
+    module.visit(&mut squares);
+    if squares.1.is_empty() {
+        return grads;
+    }
+    // Read from the device once, not once a parameter.
+    let norm = Tensor::cat(squares.1, 0).sum().sqrt();
+    let factor = limit / (f64::from(norm.into_scalar::<f32>()) + 1e-6);
     // A norm that is not a number must not pass for a small one.
     if factor >= 1.0 {
         return grads;
@@ -171,6 +175,17 @@ mod tests {
                 .all(|(a, b)| (a - b).abs() < 1e-5),
             "{values:?}"
         );
+    }
+
+    #[test]
+    fn a_norm_that_is_not_a_number_does_not_pass_for_a_small_one() {
+        let values = changed(|module, mut grads| {
+            let bias = module.bias.as_ref().unwrap();
+            let spoilt = grads.remove::<1>(bias.id).unwrap() * f32::NAN;
+            grads.register(bias.id, spoilt);
+            clip_global_norm(module, grads, 1.0)
+        });
+        assert!(values.iter().all(|value| value.is_nan()), "{values:?}");
     }
 
     #[test]

@@ -44,7 +44,9 @@ impl EmbeddingOps for burn::backend::Cube {}
 struct EmbeddingBackward;
 
 impl<B: EmbeddingOps> Backward<B, 1> for EmbeddingBackward {
-    /// The table, for its place among the gradients, and the rows that were taken.
+    /// The table, for its place among the gradients (there is no other way to take one out), and
+    /// the rows that were taken. It counts as a use of the table, so a graph that is built and never
+    /// run backward lives until the next one over the same table is.
     type State = (FloatTensor<Autodiff<B>>, IntTensor<B>);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {

@@ -92,8 +92,8 @@ pub(crate) fn head(tensor: &FlexTensor, batch: usize, head: usize, dh: usize) ->
 
 /// Number of rows when a tensor is read as a matrix of its last dimension, and their length.
 pub(crate) fn rows(shape: &Shape) -> [usize; 2] {
-    let width = shape[shape.num_dims() - 1];
-    [shape.num_elements() / width.max(1), width]
+    let last = shape.num_dims() - 1;
+    [shape[..last].iter().product(), shape[last]]
 }
 
 /// The shape with another last dimension.

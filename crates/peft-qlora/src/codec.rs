@@ -156,7 +156,8 @@ impl<'a> Decoder<'a> {
         }
         let first = at.div_ceil(2);
         let (pairs, last) = out.as_chunks_mut::<2>();
-        for (pair, byte) in pairs.iter_mut().zip(&self.codes[first..]) {
+        let codes = &self.codes[first..][..pairs.len()];
+        for (pair, byte) in pairs.iter_mut().zip(codes) {
             *pair = self.pairs[usize::from(*byte)].map(|fraction| fraction * scale);
         }
         if let [value] = last {

@@ -5,6 +5,7 @@ use clap::Args;
 use peft_core::{Init, adapt};
 
 use crate::cli::{Compute, print};
+use crate::flops::flops;
 use crate::registry::Registry;
 use crate::speed::{self, Subject, Work};
 use crate::study::MethodRow;
@@ -53,7 +54,7 @@ impl Speed {
             seq: self.seq,
             steps: self.steps,
         };
-        let flop = speed::flops(&base, &*method, work);
+        let flop = flops(&base, &*method, work);
         let model = adapt(base, &*method, storage.build(), &mut init)?;
         let subject = Subject {
             model,

@@ -79,6 +79,7 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// `out = start + left right` by all threads, for shapes that agree.
 pub(super) fn product(out: ViewMut<'_>, start: Start<'_>, left: View<'_>, right: &dyn Blocks) {
+    assert!(has_avx512(), "`suits` was not asked");
     let tasks = tasks(out.rows, out.cols, rayon::current_num_threads());
     let job = Job {
         depth: left.cols,
@@ -102,6 +103,7 @@ pub(super) fn product_here(
     left: View<'_>,
     right: &dyn Blocks,
 ) {
+    assert!(has_avx512(), "`suits` was not asked");
     let tasks = tasks(out.rows, out.cols, 1);
     let job = Job {
         depth: left.cols,
@@ -128,45 +130,40 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&self, task: &Task) {
         let depth = self.depth;
-        BUFFER.with_borrow_mut(|buffer| {
-            let whole = DEPTH * COLS * PANELS;
-            let buffer = aligned(buffer, whole + SIDE_BY_SIDE * DEPTH);
-            let (panels, few_rows) = buffer.split_at_mut(whole);
-            for first in (0..depth).step_by(DEPTH) {
-                let sums = first..depth.min(first + DEPTH);
-                self.add_stretch(task, sums, panels, few_rows);
-            }
-        });
+        // Taken and not borrowed: what a block's copy does is not known here, and if it let this
+        // thread begin another task, that one has to find a buffer too.
+        let mut buffer = BUFFER.take();
+        let whole = DEPTH * COLS * PANELS;
+        let (panels, few_rows) =
+            aligned(&mut buffer, whole + SIDE_BY_SIDE * DEPTH).split_at_mut(whole);
+        for first in (0..depth).step_by(DEPTH) {
+            let sums = first..depth.min(first + DEPTH);
+            self.copy_panels(task, sums.clone(), panels);
+            self.add_stretch(task, sums, panels, few_rows);
+        }
+        BUFFER.set(buffer);
     }
 
-    /// Adds a stretch of the sums to a part of the result.
-    fn add_stretch(
-        &self,
-        task: &Task,
-        sums: Range<usize>,
-        panels: &mut [f32],
-        few_rows: &mut [f32],
-    ) {
-        for (i, panel) in panels.chunks_mut(DEPTH * COLS).enumerate() {
-            let first = i * COLS;
-            if first >= task.cols {
-                break;
-            }
+    /// Copies a stretch of a task's columns into panels.
+    fn copy_panels(&self, task: &Task, sums: Range<usize>, panels: &mut [f32]) {
+        let panels = panels.chunks_mut(DEPTH * COLS);
+        for (first, panel) in (0..task.cols).step_by(COLS).zip(panels) {
             let cols = task.first_col + first..task.first_col + task.cols.min(first + COLS);
             if cols.len() < COLS {
                 panel[..sums.len() * COLS].fill(0.0);
             }
             self.right.copy(sums.clone(), cols, panel, COLS);
         }
+    }
+
+    /// Adds a stretch of the sums to a part of the result.
+    fn add_stretch(&self, task: &Task, sums: Range<usize>, panels: &[f32], few_rows: &mut [f32]) {
         let end = task.first_row + task.rows;
         for first_row in (task.first_row..end).step_by(SIDE_BY_SIDE) {
             let rows = first_row..end.min(first_row + SIDE_BY_SIDE);
             let left = self.left.rows(rows.clone(), sums.clone(), few_rows);
-            for (i, panel) in panels.chunks(DEPTH * COLS).enumerate() {
-                let first = i * COLS;
-                if first >= task.cols {
-                    break;
-                }
+            let panels = panels.chunks(DEPTH * COLS);
+            for (first, panel) in (0..task.cols).step_by(COLS).zip(panels) {
                 for row in rows.clone().step_by(ROWS) {
                     let tile = Tile {
                         left: &left[row - first_row..],

@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 use core::arch::x86_64::*;
 
+use super::view::last;
+
 /// Side of the squares that are transposed in registers.
 const SIDE: usize = 16;
 /// Floats that are copied at a time.
@@ -60,12 +62,13 @@ pub fn transposed(
     if rows == 0 || cols == 0 {
         return;
     }
+    let fits = |len: usize, shape, stride| last(shape, [stride, 1]).is_some_and(|last| last < len);
     assert!(
-        src.len() >= (cols - 1) * from + rows,
+        fits(src.len(), [cols, rows], from),
         "a block reaches past its matrix"
     );
     assert!(
-        out.len() >= (rows - 1) * stride + cols,
+        fits(out.len(), [rows, cols], stride),
         "a block reaches past its copy"
     );
     let side = if has_avx512() { SIDE } else { usize::MAX };

@@ -70,7 +70,10 @@ pub fn product(start: Start<'_>, left: View<'_>, right: &dyn Blocks) -> Vec<f32>
         "a new matrix has no content yet"
     );
     let shape = [left.rows, right.shape()[1]];
-    let mut out = Vec::with_capacity(shape[0] * shape[1]);
+    let len = shape[0]
+        .checked_mul(shape[1])
+        .expect("a result that fits into memory");
+    let mut out = Vec::with_capacity(len);
     // SAFETY: the capacity is that of the view, and with this start nothing of it is read; all of
     // it has been written when the length is set.
     unsafe {
@@ -80,7 +83,7 @@ pub fn product(start: Start<'_>, left: View<'_>, right: &dyn Blocks) -> Vec<f32>
             left,
             right,
         );
-        out.set_len(shape[0] * shape[1]);
+        out.set_len(len);
     }
     out
 }

@@ -71,7 +71,10 @@ impl<'a> View<'a> {
 
     /// `len` rows from `start` on.
     pub fn row_range(self, start: usize, len: usize) -> Self {
-        assert!(start + len <= self.rows, "rows out of bounds");
+        assert!(
+            len <= self.rows && start <= self.rows - len,
+            "rows out of bounds"
+        );
         let from = (start * self.row_stride).min(self.data.len());
         Self::new(
             &self.data[from..],
@@ -155,11 +158,10 @@ impl<'a> ViewMut<'a> {
 
     /// Splits `[batch, seq, heads * dh]` into one `[seq, dh]` view for each batch and head.
     pub fn heads(data: &'a mut [f32], [batch, seq, heads, dh]: [usize; 4]) -> Vec<ViewMut<'a>> {
-        assert_eq!(
-            data.len(),
-            batch * seq * heads * dh,
-            "heads must fill the slice"
-        );
+        let len = [seq, heads, dh]
+            .iter()
+            .try_fold(batch, |len, n| len.checked_mul(*n));
+        assert_eq!(Some(data.len()), len, "heads must fill the slice");
         let start = data.as_mut_ptr();
         let view = |i: usize| {
             let offset = i / heads * seq * heads * dh + i % heads * dh;
@@ -178,7 +180,10 @@ impl<'a> ViewMut<'a> {
 
     /// `len` rows from `start` on.
     pub fn row_range(&mut self, start: usize, len: usize) -> ViewMut<'_> {
-        assert!(start + len <= self.rows, "rows out of bounds");
+        assert!(
+            len <= self.rows && start <= self.rows - len,
+            "rows out of bounds"
+        );
         ViewMut {
             data: self.data.wrapping_add(start * self.row_stride),
             rows: len,
@@ -189,11 +194,17 @@ impl<'a> ViewMut<'a> {
     }
 }
 
+/// Place of the last element, if it is a number at all.
+pub(super) fn last([rows, cols]: [usize; 2], [row, col]: [usize; 2]) -> Option<usize> {
+    let rows = (rows.checked_sub(1)?).checked_mul(row)?;
+    let cols = (cols.checked_sub(1)?).checked_mul(col)?;
+    rows.checked_add(cols)
+}
+
 fn check_bounds(len: usize, [rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2]) {
     if rows > 0 && cols > 0 {
-        let last = (rows - 1) * row_stride + (cols - 1) * col_stride;
         assert!(
-            last < len,
+            last([rows, cols], [row_stride, col_stride]).is_some_and(|last| last < len),
             "a {rows} x {cols} view reaches past {len} elements"
         );
     }
@@ -207,5 +218,18 @@ mod tests {
     #[should_panic(expected = "reaches past")]
     fn a_view_past_the_end_of_its_slice_is_refused() {
         View::new(&[0.0; 9], [2, 5], [5, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches past")]
+    fn a_view_whose_size_wraps_around_is_refused() {
+        View::new(&[0.0; 9], [1 << 33, 2], [1 << 31, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows out of bounds")]
+    fn a_range_of_rows_that_wraps_around_is_refused() {
+        let mut data = [0.0; 4];
+        ViewMut::rows(&mut data, 2).row_range(usize::MAX, 1);
     }
 }

@@ -1,0 +1,100 @@
+//! How much arithmetic a training step is.
+
+use models::Model;
+use peft_core::{BaseParam, Geometry, Host, Method, Part};
+
+use crate::speed::Work;
+
+/// Floating-point operations of the matrix products of one training step.
+///
+/// Counted as the work needs them, whatever an implementation does beside: forward, gradients for
+/// the activations of layers in which or below which something trains, and gradients for the
+/// weights that train. Element-wise work is left out.
+pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
+    let geometry = model.geometry();
+    let tokens = (work.batch * work.seq) as f64;
+    let numel = |params: &[usize]| params.iter().product::<usize>() as f64;
+    let in_sites: f64 = geometry
+        .sites
+        .iter()
+        .map(|s| numel(&[s.d_in, s.d_out]))
+        .sum();
+    let unfrozen = geometry.count(|p| method.trains(p));
+    let added = method.parameters(&geometry).saturating_sub(unfrozen) as f64;
+    let trained = |p: &&BaseParam| method.trains(p);
+    let trained_linear: f64 = geometry
+        .params
+        .iter()
+        .filter(trained)
+        .filter(|p| p.shape.len() == 2 && p.part == Part::Linear)
+        .map(|p| p.numel() as f64)
+        .sum();
+    // A method that adds anything adds it to every layer, the lowest included.
+    let enters_layers = added > 0.0 || geometry.params.iter().filter(trained).any(in_a_layer);
+    let backward = if enters_layers { 1.0 } else { 0.0 };
+    let blocks = 2.0 * tokens * (in_sites * (1.0 + backward) + trained_linear + 3.0 * added);
+    // Scores and their product with the values, forward once and backward twice.
+    let context = if model.is_causal() { 0.5 } else { 1.0 } * work.seq as f64;
+    let width = (geometry.width * geometry.layers) as f64;
+    let attention = 4.0 * tokens * context * width * (1.0 + 2.0 * backward);
+    blocks + attention + head_flops(model, &geometry, method, work, enters_layers)
+}
+
+fn in_a_layer(param: &BaseParam) -> bool {
+    param.layer.is_some() || param.part == Part::Embedding
+}
+
+/// The share of a language model's head.
+fn head_flops(
+    model: &Model,
+    geometry: &Geometry,
+    method: &dyn Method,
+    work: Work,
+    enters_layers: bool,
+) -> f64 {
+    if !model.is_causal() {
+        return 0.0;
+    }
+    let is_head = |p: &&BaseParam| p.shape.first() == Some(&model.vocab_size());
+    let trains = method.unties_head()
+        || geometry
+            .params
+            .iter()
+            .filter(is_head)
+            .any(|p| method.trains(p));
+    let passes = 1.0 + f64::from(u8::from(enters_layers)) + f64::from(u8::from(trains));
+    let places = (work.batch * (work.seq - 1)) as f64;
+    2.0 * passes * places * (geometry.width * model.vocab_size()) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use models::Gpt2Config;
+    use peft_core::Init;
+
+    const WORK: Work = Work {
+        batch: 2,
+        seq: 8,
+        steps: 1,
+    };
+
+    #[test]
+    fn operations_are_counted_as_the_products_need_them() {
+        let mut init = Init::new(0, &Device::flex());
+        let model = Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap();
+        let (tokens, sites, head) = (16.0, (2 * 12 * 32 * 32) as f64, (32 * 64) as f64);
+        let attention = 12.0 * tokens * 4.0 * 64.0;
+        let places = 14.0;
+        let frozen = 4.0 * tokens * sites + attention + 4.0 * places * head;
+        let lora = peft_lora::Lora::default();
+        let added = lora.parameters(&model.geometry()) as f64;
+        assert_eq!(flops(&model, &lora, WORK), frozen + 6.0 * tokens * added);
+        let full = frozen + 2.0 * tokens * sites + 2.0 * places * head;
+        assert_eq!(flops(&model, &peft_adapter::Full {}, WORK), full);
+        // The head alone: forward everywhere, backward for its weight only.
+        let alone = 2.0 * tokens * sites + attention / 3.0 + 4.0 * places * head;
+        assert_eq!(flops(&model, &peft_adapter::HeadOnly {}, WORK), alone);
+    }
+}
