@@ -104,3 +104,73 @@ impl Stepper {
 }
 
 const PRESENT: &str = "the model is present between steps";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adamw::AdamW;
+    use crate::batching::collate;
+    use crate::data::{Example, Target};
+    use crate::schedule::Decay;
+    use burn::module::{Module, ModuleVisitor, Param};
+    use burn::tensor::{Device, Tensor};
+    use models::Gpt2Config;
+    use peft_core::{Init, adapt};
+
+    fn stepper(device: &Device) -> Stepper {
+        let mut init = Init::new(0, device);
+        let base = Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap();
+        let model = adapt(base, &peft_adapter::Full {}, None, &mut init).unwrap();
+        let schedule = Schedule::new(Decay::Constant, 1e-3, 0, 1);
+        Stepper::new(model, AdamW::new(0.0).into(), schedule, 0.0)
+    }
+
+    fn examples() -> Vec<Example> {
+        let example = |row: u32| Example {
+            ids: (0..8).map(|i| (row * 13 + i * 7) % 64).collect(),
+            target: Target::Completion(1),
+            input: String::new(),
+            expected: String::new(),
+        };
+        (0..4).map(example).collect()
+    }
+
+    /// All gradients in the order of the module's parameters.
+    fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
+        struct Values<'a>(&'a GradientsParams, Vec<f32>);
+        impl ModuleVisitor for Values<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(grad) = self.0.get::<D>(param.id) {
+                    self.1.extend(grad.into_data().try_to_vec::<f32>().unwrap());
+                }
+            }
+        }
+        let mut values = Values(grads, Vec::new());
+        model.visit(&mut values);
+        values.1
+    }
+
+    #[test]
+    fn gradients_of_accumulated_batches_are_those_of_one_batch_of_all_rows() {
+        let device = Device::flex().autodiff();
+        let stepper = stepper(&device);
+        let examples = examples();
+        let batch = |rows: &[Example]| {
+            let rows: Vec<&Example> = rows.iter().collect();
+            collate(&rows, &stepper.model().host, &device)
+        };
+        let (loss, whole) = stepper.gradients(batch(&examples));
+        let (losses, mean) =
+            stepper.mean_gradients(vec![batch(&examples[..2]), batch(&examples[2..])]);
+        assert!((losses / 2.0 - loss).abs() < 1e-5);
+        let (whole, mean) = (
+            values(stepper.trainee(), &whole),
+            values(stepper.trainee(), &mean),
+        );
+        let largest = whole.iter().fold(0f32, |max, v| max.max(v.abs()));
+        assert!(largest > 0.0 && whole.len() == mean.len());
+        for (whole, mean) in whole.iter().zip(&mean) {
+            assert!((whole - mean).abs() < 1e-5 * largest, "{whole} {mean}");
+        }
+    }
+}
