@@ -186,6 +186,7 @@ fn record(family: &Family, size: Option<u64>, rate: f64, seed: u64) -> Record {
         } else {
             Vec::new()
         },
+        warnings: Vec::new(),
         samples: if ok && seed == 1 {
             samples()
         } else {
