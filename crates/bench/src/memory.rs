@@ -1,7 +1,7 @@
 //! Memory: predicted before a run, measured after it.
 
 use models::Model;
-use peft_core::{Geometry, Host, Method, geometry_for, trained_parameters};
+use peft_core::{Geometry, Host, Method, geometry_for, trained_parameters, trains_inside};
 use report::record::MemoryInfo;
 
 use crate::trial::StorageSpec;
@@ -49,22 +49,20 @@ pub fn predict(
         .sum();
     let base = (dense * 4 + sites) as u64;
     let trained = trained_parameters(&geometry, method) as u64 * 4;
-    let added = if method.unties_head() { trained } else { 0 };
-    let layers = match geometry
-        .params
-        .iter()
-        .any(|p| p.layer.is_some() && method.trains(p))
-        || method.parameters(&geometry) > geometry.count(|p| method.trains(p))
-    {
+    let layers = match trains_inside(&geometry, method) {
         true => geometry.layers,
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
     let activations =
         activations(&geometry, layers, tokens_per_batch) + logits(model, tokens_per_batch);
-    // Adapters come on top of the base; unfrozen weights are part of it already.
-    let own = geometry.params.iter().any(|p| method.trains(p)) && added == 0;
-    let adapter = if own { 0 } else { trained };
+    // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
+    // that gets a table of its own.
+    let unfrozen = match method.unties_head(&model.geometry()) {
+        true => 0,
+        false => 4 * geometry.count(|p| method.trains(p)) as u64,
+    };
+    let adapter = trained.saturating_sub(unfrozen);
     MemoryInfo {
         base,
         adapter: trained,

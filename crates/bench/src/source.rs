@@ -38,6 +38,34 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
     })
 }
 
+/// The files of a model folder that belong to its tokenizer.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Copies what belongs to a model's tokenizer from one folder to another.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    for name in TOKENIZER_FILES {
+        let source = from.join(name);
+        if source.exists() {
+            let copied = std::fs::copy(&source, to.join(name));
+            copied.with_context(|| format!("cannot copy `{}`", source.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a model folder.
 ///
 /// # Errors

@@ -1,13 +1,13 @@
 //! Builds a model's layers from a checkpoint or from random values, and remembers what each
 //! parameter is called, so that the same code loads, initialises, counts and saves.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site};
+use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site, TapSite};
 
 use crate::norm::Norm;
 
@@ -47,7 +47,6 @@ pub(crate) struct Builder<'a> {
 pub(crate) struct Plan {
     pub(crate) params: Vec<BaseParam>,
     pub(crate) sites: Vec<Site>,
-    transposed: HashSet<ParamId>,
 }
 
 /// Standard deviation of fresh weights, as in BERT and GPT-2.
@@ -151,6 +150,8 @@ impl<'a> Builder<'a> {
             shape,
             part,
             layer,
+            transposed: false,
+            role: None,
         });
         param
     }
@@ -195,8 +196,8 @@ impl<'a> Builder<'a> {
             Layout::InOut => value,
         };
         let weight = self.param(&weight, part, value);
-        if layout == Layout::OutIn {
-            self.plan.transposed.insert(weight.id);
+        if let Some(param) = self.plan.params.last_mut() {
+            param.transposed = layout == Layout::OutIn;
         }
         let bias = format!("{name}.bias");
         let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
@@ -214,7 +215,11 @@ impl<'a> Builder<'a> {
         layout: Layout,
         dims: (usize, usize),
     ) -> Dense {
+        let first = self.plan.params.len();
         let dense = self.linear(name, Part::Linear, layout, dims);
+        for param in &mut self.plan.params[first..] {
+            param.role = Some(role);
+        }
         let layer = self.layer.expect("sites lie inside a transformer layer");
         let (d_in, d_out) = dims;
         self.plan.sites.push(Site {
@@ -264,6 +269,17 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The two sublayers of every layer, by the path of their adapters.
+pub(crate) fn tap_sites(layers: usize, path: impl Fn(usize, Role) -> String) -> Vec<TapSite> {
+    let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));
+    let site = |(layer, role)| TapSite {
+        layer,
+        role,
+        path: path(layer, role),
+    };
+    (0..layers).flat_map(roles).map(site).collect()
+}
+
 /// The same values in row-major order of their own.
 fn contiguous(tensor: Tensor<2>) -> Tensor<2> {
     let device = tensor.device();
@@ -292,7 +308,7 @@ impl ModuleVisitor for Exporter<'_> {
         let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else {
             return;
         };
-        let value = match self.plan.transposed.contains(&param.id) {
+        let value = match known.transposed {
             true => param.val().swap_dims(0, 1),
             false => param.val(),
         };

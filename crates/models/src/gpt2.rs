@@ -9,13 +9,13 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Activation, AttendSlot, BaseParam, Geometry, Heads, Host, Part, Pass, Proj, Role, Sublayer,
-    Surgeon, TapSlot, attend::AttentionSpec, kernels,
+    Activation, AttendSlot, BaseParam, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj, Role,
+    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::builder::{Builder, Layout, Plan};
+use crate::builder::{Builder, Layout, Plan, tap_sites};
 use crate::cache::Cache;
 use crate::error::ModelError;
 use crate::norm::Norm;
@@ -137,6 +137,7 @@ impl Gpt2Config {
 #[derive(Module, Debug)]
 pub struct Gpt2 {
     wte: Param<Tensor<2>>,
+    lookup: Option<LookupSlot>,
     wpe: Param<Tensor<2>>,
     h: Vec<Block>,
     ln_f: Norm,
@@ -193,6 +194,7 @@ impl Gpt2 {
         let (plan, _) = b.finish(file, ignored)?;
         Ok(Self {
             wte,
+            lookup: None,
             wpe,
             h,
             ln_f,
@@ -212,7 +214,9 @@ impl Gpt2 {
         mut cache: Option<&mut Cache>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let mut x = embed(&self.wte, &batch.ids) + embed(&self.wpe, &batch.positions);
+        let rows = embed(&self.wte, &batch.ids);
+        let rows = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
+        let mut x = rows + embed(&self.wpe, &batch.positions_in(pass));
         for (index, block) in self.h.iter().enumerate() {
             x = block.forward(
                 x,
@@ -354,14 +358,24 @@ impl Host for Gpt2 {
             layers: self.config.n_layer,
             width: self.config.n_embd,
             kv_width: self.config.n_embd,
+            kv_heads: self.config.n_head,
             sites: self.plan.sites.clone(),
-            sublayers: vec![Role::AfterAttention, Role::AfterMlp],
+            taps: tap_sites(self.config.n_layer, |layer, role| match role {
+                Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
+                _ => format!("transformer.h.{layer}.output_adapters"),
+            }),
+            table: Table {
+                path: "transformer.wte".into(),
+                rows: self.config.vocab_size,
+                width: self.config.n_embd,
+            },
             params: self.plan.params.clone(),
         }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
+        self.lookup = surgeon.lookup(self.lookup);
         let blocks = self.h.into_iter().enumerate();
         self.h = blocks
             .map(|(layer, block)| block.rebuild(layer, &plan, surgeon))
@@ -382,6 +396,8 @@ impl Host for Gpt2 {
                 shape: head.lazy_shape().to_vec(),
                 part: Part::Head,
                 layer: None,
+                transposed: false,
+                role: None,
             });
             self.plan = Arc::new(plan);
             self.lm_head = Some(head);

@@ -139,6 +139,14 @@ impl Model {
         }
     }
 
+    /// Number of classes of a classifier.
+    pub fn classes(&self) -> Option<usize> {
+        match self {
+            Model::Gpt2(_) => None,
+            Model::Bert(model) => Some(model.config.num_labels),
+        }
+    }
+
     /// Every base parameter by its checkpoint name and in the checkpoint's layout.
     pub fn export(&self) -> BTreeMap<String, TensorData> {
         match self {
@@ -234,7 +242,17 @@ impl Host for Model {
 /// If the folder cannot be written.
 pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelError> {
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    state::save(&model.export(), metadata, &folder.join(checkpoint::SINGLE))?;
+    let tensors = model.export();
+    let floats = state::float_tensors(model);
+    if floats.len() != tensors.len() {
+        let known: Vec<_> = model.geometry().params.iter().map(|p| p.id).collect();
+        let rows = state::parameters(model).into_iter();
+        let lost = rows.filter(|row| !known.contains(&row.id));
+        return Err(ModelError::Unnamed {
+            parameters: lost.map(|row| row.name).collect(),
+        });
+    }
+    state::save(&tensors, metadata, &folder.join(checkpoint::SINGLE))?;
     let text = serde_json::to_string_pretty(config).expect("JSON values serialise");
     state::write_atomically(&folder.join("config.json"), text.as_bytes())?;
     Ok(())

@@ -23,10 +23,7 @@ fn floats(data: &TensorData) -> Vec<f32> {
 fn load(folder: &Path, device: &Device) -> Adapted<Model> {
     let loaded = models::load(folder, None, &mut Init::new(0, device)).unwrap();
     assert!(loaded.new_layers.is_empty());
-    Adapted {
-        host: loaded.model,
-        shared: None,
-    }
+    Adapted::plain(loaded.model)
 }
 
 /// Largest difference to the recorded logits, padded rows included.

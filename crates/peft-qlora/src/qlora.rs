@@ -7,8 +7,8 @@
 //! LoRA's, so that the two compare at equal size.
 
 use peft_core::{
-    CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start, Storage,
-    Targets,
+    CoreError, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start,
+    Storage, Targets,
 };
 use peft_lora::Lora;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ impl Qlora {
             alpha,
             dropout,
             targets: self.targets.clone(),
+            ..Lora::default()
         }
     }
 }
@@ -132,6 +133,10 @@ impl Method for Qlora {
 
     fn parameters(&self, geometry: &Geometry) -> usize {
         self.lora().parameters(geometry)
+    }
+
+    fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
+        self.lora().peft(geometry)
     }
 
     fn size(&self) -> Option<u64> {
