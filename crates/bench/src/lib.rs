@@ -5,14 +5,18 @@
 
 pub mod adamw;
 pub mod adapter;
+pub mod adapters;
 pub mod batching;
 pub mod cli;
+pub mod completion;
+pub mod conversation;
 pub mod data;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod execute;
 pub mod flops;
+pub mod hub;
 pub mod memory;
 pub mod pretrain;
 pub mod process;

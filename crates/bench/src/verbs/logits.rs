@@ -14,10 +14,10 @@ use crate::registry::Registry;
 /// Arguments of `logits`.
 #[derive(Args)]
 pub struct Logits {
-    /// Folder of the base model.
+    /// Folder of the base model, or hf://organisation/name[@revision].
     #[arg(long)]
     model: PathBuf,
-    /// Folder of a trained adapter.
+    /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// File with `input_ids` and (optional) `attention_mask`, `[batch, sequence]`.
@@ -37,12 +37,12 @@ impl Logits {
 
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
-        let ready = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
-        let (ids, mask, rows) = self.inputs(&ready.model.host)?;
-        let positions = ready.model.host.positions();
+        let model = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
+        let (ids, mask, rows) = self.inputs(&model.host)?;
+        let positions = model.host.positions();
         let batch = Batch::from_parts(ids, mask, rows, positions, &device);
-        let logits = models::logits(&ready.model, &batch);
-        let logits = match ready.model.host.is_causal() {
+        let logits = models::logits(&model, &batch);
+        let logits = match model.host.is_causal() {
             true => logits.into_data(),
             false => logits.squeeze_dim::<2>(1).into_data(),
         };
