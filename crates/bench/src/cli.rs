@@ -42,6 +42,11 @@ enum Verb {
         after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40"
     )]
     Generate(verbs::generate::Generate),
+    /// Talk to a language model on standard input; /help lists the commands.
+    #[command(
+        after_help = "Example:\n  peft-bench chat --model hf://org/name --adapter out/my-adapter"
+    )]
+    Chat(verbs::chat::Chat),
     /// Compute the logits of given token ids, for checking against another program.
     #[command(
         after_help = "Example:\n  peft-bench logits --model DIR --inputs in.safetensors --out out.safetensors"
@@ -184,6 +189,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Train(args) => args.run(registry),
         Verb::Evaluate(args) => args.run(registry),
         Verb::Generate(args) => args.run(registry),
+        Verb::Chat(args) => args.run(registry),
         Verb::Logits(args) => args.run(registry),
         Verb::Compare(args) => args.run(),
         Verb::Convert(args) => args.run(registry),
@@ -207,7 +213,9 @@ fn code(result: Result<ExitCode>) -> ExitCode {
 /// Prints to standard output; a closed pipe ends the program quietly, as `head` expects.
 pub fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    let mut out = std::io::stdout().lock();
+    // Flushed, for a text that is shown while it grows has no line's end.
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),
     }

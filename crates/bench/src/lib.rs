@@ -5,8 +5,11 @@
 
 pub mod adamw;
 pub mod adapter;
+pub mod adapters;
 pub mod batching;
 pub mod cli;
+pub mod completion;
+pub mod conversation;
 pub mod data;
 pub mod environment;
 pub mod error;
@@ -14,6 +17,7 @@ pub mod evaluate;
 pub mod execute;
 pub mod fixed;
 pub mod flops;
+pub mod hub;
 pub mod memory;
 pub mod pretrain;
 pub mod process;

@@ -1,6 +1,7 @@
 //! Trials: one method at one size, learning rate and seed, fully resolved.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use peft_core::{Method, Storage};
@@ -11,6 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{BenchError, with_suggestion};
+use crate::hub::RepoId;
 use crate::registry::Registry;
 use crate::source::hex;
 use crate::study::{MethodRow, OneOrMany, Study, Task, TrainConfig};
@@ -29,7 +31,7 @@ pub struct Trial {
     pub study: String,
     /// The study's question.
     pub question: String,
-    /// Folder of the base model.
+    /// Folder of the base model, or its name on the hub.
     pub model: String,
     /// The task.
     pub task: Task,
@@ -96,6 +98,14 @@ impl Trial {
     pub fn info(&self, registry: &Registry) -> Result<TrialInfo, BenchError> {
         let preset = self.method(registry)?.storage();
         let metric = self.task.metric();
+        let mut config = serde_json::json!({
+            "method": self.config, "task": self.task, "train": self.train,
+            "storage": self.storage,
+        });
+        // A folder says nothing to a reader elsewhere; a name of the hub, with its commit, does.
+        if let Ok(Some(id)) = RepoId::of(Path::new(&self.model)) {
+            config["model"] = id.to_string().into();
+        }
         Ok(TrialInfo {
             id: self.id.clone(),
             hash: self.hash.clone(),
@@ -110,10 +120,7 @@ impl Trial {
             seed: self.seed,
             metric: metric.name().into(),
             higher_is_better: metric.higher_is_better(),
-            config: serde_json::json!({
-                "method": self.config, "task": self.task, "train": self.train,
-                "storage": self.storage,
-            }),
+            config,
         })
     }
 }
@@ -395,6 +402,16 @@ mod tests {
             error.contains("method 1") && error.contains("did you mean `rank`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn records_name_a_model_of_the_hub_and_no_folder() {
+        let registry = Registry::builtin();
+        let mut trial = expanded("[[method]]\nkind = \"lora\"").unwrap().remove(0);
+        assert_eq!(trial.info(&registry).unwrap().config.get("model"), None);
+        trial.model = format!("hf://org/model@{}", "0a".repeat(20));
+        let info = trial.info(&registry).unwrap();
+        assert_eq!(info.config["model"], trial.model);
     }
 
     #[test]

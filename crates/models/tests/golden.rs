@@ -87,7 +87,7 @@ fn greedy_generation_agrees_with_transformers_token_for_token() {
     let prompt: Vec<u32> = ints(&golden["prompt"]).iter().map(|t| *t as u32).collect();
     let generation = Generation {
         max_new_tokens: 12,
-        eos: None,
+        eos: Vec::new(),
         choice: Choice::Greedy,
     };
     // A shorter prompt beside it, so that the row is generated from a left-padded batch.

@@ -15,10 +15,10 @@ use crate::token_file::TokenFile;
 /// Arguments of `logits`.
 #[derive(Args)]
 pub struct Logits {
-    /// Folder of the base model.
+    /// Folder of the base model, or hf://organisation/name[@revision].
     #[arg(long)]
     model: PathBuf,
-    /// Folder of a trained adapter.
+    /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// File with `input_ids` and (optional) `attention_mask`, `[batch, sequence]`.
@@ -38,15 +38,13 @@ impl Logits {
 
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
-        let ready = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
-        let host = &ready.model.host;
-        let limit = host
-            .max_length()
-            .saturating_sub(ready.model.position_offset);
+        let model = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
+        let host = &model.host;
+        let limit = host.max_length().saturating_sub(model.position_offset);
         let tokens = TokenFile::read(&self.inputs, &["batch", "sequence"], host, limit)?;
         let rows = tokens.shape[0];
         let batch = Batch::from_parts(tokens.ids, tokens.mask, rows, host.positions(), &device);
-        let logits = models::logits(&ready.model, &batch);
+        let logits = models::logits(&model, &batch);
         let logits = match host.is_causal() {
             true => logits.into_data(),
             false => logits.squeeze_dim::<2>(1).into_data(),

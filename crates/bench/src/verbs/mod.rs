@@ -1,5 +1,6 @@
 //! One file a verb of the command line.
 
+pub mod chat;
 pub mod compare;
 pub mod convert;
 pub mod evaluate;
@@ -17,47 +18,30 @@ pub mod train;
 use std::path::Path;
 
 use anyhow::Result;
-use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
 use peft_core::{Adapted, Init};
 
 use crate::adapter::{self, Fitted};
+use crate::adapters::{AdapterArg, Adapters};
+use crate::hub::Kind;
 use crate::registry::Registry;
 use crate::source;
 use crate::trial::StorageSpec;
 
-/// A base model with or without an adapter, ready to compute without gradients.
-pub(crate) struct Ready {
-    pub(crate) model: Adapted<Model>,
-    pub(crate) config: serde_json::Value,
-}
-
-/// Loads a base folder and puts a saved adapter into it.
+/// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
+/// folders or names of the hub.
 pub(crate) fn load(
     model: &Path,
     with: Option<&Path>,
     registry: &Registry,
     device: &Device,
-) -> Result<Ready> {
-    if let Some(adapter) = with {
-        let (fitted, config) = fitted(model, adapter, &StorageSpec::F32, registry, device)?;
-        return Ok(Ready {
-            model: fitted.model.valid(),
-            config,
-        });
-    }
-    let loaded = source::load(model, None, &mut Init::new(0, device))?;
-    if !loaded.new_layers.is_empty() {
-        eprintln!(
-            "note: the checkpoint has no {}; it starts random",
-            loaded.new_layers.join(", ")
-        );
-    }
-    Ok(Ready {
-        model: Adapted::plain(loaded.model),
-        config: loaded.config,
-    })
+) -> Result<Adapted<Model>> {
+    let arg = with.map(|folder| AdapterArg {
+        name: "adapter".into(),
+        folder: folder.into(),
+    });
+    Ok(Adapters::load(model, arg.as_slice(), registry, device)?.into_last())
 }
 
 /// A base with a saved adapter in it, ready to train on, and the base's `config.json`. `storage` is
@@ -69,7 +53,7 @@ pub(crate) fn fitted(
     registry: &Registry,
     device: &Device,
 ) -> Result<(Fitted, serde_json::Value)> {
-    let opened = adapter::open(adapter)?;
+    let opened = adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
     // Which parameters an adapter trains is known on a device that tracks gradients.
     let training = device.clone().autodiff();
     let seed = opened.seed();

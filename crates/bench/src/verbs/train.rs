@@ -88,6 +88,7 @@ impl Train {
         if let Some(rate) = self.learning_rate {
             study.train.learning_rate = OneOrMany::One(rate);
         }
+        study.pin(self.quiet)?;
         let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
         let [trial] = &trials[..] else {
             anyhow::bail!(
