@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
-use bench::adapter::{self, Description};
+use bench::adapter::{self, Card, Fitted, Format};
 use bench::adapters::{AdapterArg, Adapters};
 use bench::registry::Registry;
 use bench::trial::StorageSpec;
@@ -45,15 +45,6 @@ fn write_adapter(model: &Path, kind: &str, config: serde_json::Value, seed: u64,
     let registry = Registry::builtin();
     let method = registry.parse(kind, &config).unwrap();
     let host = base(model);
-    let description = Description {
-        format: 1,
-        kind: kind.into(),
-        config,
-        storage: StorageSpec::F32,
-        seed,
-        labels: Vec::new(),
-        base_parameters: host.geometry().base_parameters(),
-    };
     let mut init = Init::new(seed, &Device::flex().autodiff());
     let adapted = adapt(host, &*method, None, &mut init).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -65,10 +56,22 @@ fn write_adapter(model: &Path, kind: &str, config: serde_json::Value, seed: u64,
     };
     let tensors = state::trained_tensors(&adapted);
     let tensors = tensors.into_iter().map(|(name, data)| (name, draw(data)));
-    let file = folder.join("adapter.safetensors");
-    state::save(&tensors.collect(), Default::default(), &file).unwrap();
-    let text = serde_json::to_string(&description).unwrap();
-    std::fs::write(folder.join("adapter.json"), text).unwrap();
+    let model = state::set(adapted, tensors.collect(), "drawn").unwrap();
+    let card = Card {
+        kind: kind.into(),
+        config,
+        storage: StorageSpec::F32,
+        seed: Some(seed),
+        labels: Vec::new(),
+    };
+    let fitted = Fitted {
+        model,
+        method,
+        card,
+    };
+    fitted
+        .write(Format::Native, &json!(null), "drawn", folder)
+        .unwrap();
 }
 
 fn logits(model: &Adapted<Model>) -> Vec<f32> {
@@ -87,10 +90,10 @@ fn logits(model: &Adapted<Model>) -> Vec<f32> {
 }
 
 fn afresh(model: &Path, folder: &Path) -> Adapted<Model> {
-    let seed = adapter::describe(folder).unwrap().seed;
+    let seed = adapter::open(folder).unwrap().seed();
     let mut init = Init::new(seed, &Device::flex().autodiff());
     let loaded = adapter::load(base(model), folder, &Registry::builtin(), &mut init);
-    loaded.unwrap().valid()
+    loaded.unwrap().model.valid()
 }
 
 /// A base and four adapters of different kinds, loaded together.
@@ -121,10 +124,7 @@ fn every_adapter_computes_as_if_it_were_loaded_alone_whatever_was_used_before() 
     let folder = tempfile::tempdir().unwrap();
     write_base(folder.path());
     let (args, adapters) = loaded(folder.path());
-    let bare = logits(&Adapted {
-        host: base(folder.path()).valid(),
-        shared: None,
-    });
+    let bare = logits(&Adapted::plain(base(folder.path()).valid()));
     let mut seen = vec![bare.clone()];
     for arg in args.iter().chain(args.iter().rev()) {
         let swapped = logits(adapters.get(&arg.name).unwrap());

@@ -58,21 +58,25 @@ fn adapter(base: &Path, folder: &Path, registry: &Registry) {
     let config = serde_json::json!({});
     let method = registry.parse("full", &config).unwrap();
     let adapt = |host| peft_core::adapt(host, &*method, None, &mut Init::new(0, &training));
-    let tensors = peft_core::state::trained_tensors(&adapt(load(other.path())).unwrap());
-    let file = folder.join("adapter.safetensors");
-    peft_core::state::save(&tensors, Default::default(), &file).unwrap();
-    use peft_core::Host;
-    let description = crate::adapter::Description {
-        format: 1,
+    let model = adapt(load(other.path())).unwrap();
+    // Its weights are those of another start; for the description any base of the shape will do.
+    assert_eq!(model.host.vocab_size(), load(base).vocab_size());
+    let card = crate::adapter::Card {
         kind: "full".into(),
-        config,
+        config: config.clone(),
         storage: Default::default(),
-        seed: 0,
+        seed: Some(0),
         labels: Vec::new(),
-        base_parameters: load(base).geometry().base_parameters(),
     };
-    let text = serde_json::to_string(&description).unwrap();
-    std::fs::write(folder.join("adapter.json"), text).unwrap();
+    let fitted = crate::adapter::Fitted {
+        model,
+        method: method.clone(),
+        card,
+    };
+    let format = crate::adapter::Format::Native;
+    fitted
+        .write(format, &serde_json::Value::Null, "other", folder)
+        .unwrap();
 }
 
 /// What a conversation of these lines shows, with an adapter `other` at hand.
