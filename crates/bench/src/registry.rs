@@ -19,6 +19,9 @@ macro_rules! with_methods {
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
             peft_adapter::Prefix,
+            peft_adapter::BitFit,
+            peft_adapter::LnTuning,
+            peft_adapter::TopLayers,
             peft_lora::Lora,
             peft_lora::Vera,
             peft_qlora::Qlora,
@@ -353,12 +356,14 @@ mod tests {
                 )*
             };
         }
-        use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
+        use peft_adapter::{BitFit, Houlsby, LnTuning, Parallel, Pfeiffer, Prefix};
         over_nf4!(
             Houlsby,
             Pfeiffer,
             Parallel,
             Prefix,
+            BitFit,
+            LnTuning,
             peft_lora::Lora,
             peft_lora::Vera
         );

@@ -147,7 +147,6 @@ const LATER: &[&str] = &[
     "fourierft",
     "hira",
     "ia3",
-    "ln_tuning",
     "loha",
     "lokr",
     "miss",

@@ -150,6 +150,7 @@ impl<'a> Builder<'a> {
             shape,
             part,
             layer,
+            layers_above: None,
             transposed: false,
             role: None,
         });
@@ -258,6 +259,10 @@ impl<'a> Builder<'a> {
             let extra = tensors.keys().filter(|name| !ignored(name));
             self.problems
                 .extend(extra.map(|name| format!("`{name}` has no place in the model")));
+        }
+        let highest = self.plan.params.iter().filter_map(|p| p.layer).max();
+        for param in &mut self.plan.params {
+            param.layers_above = param.layer.and_then(|layer| Some(highest? - layer));
         }
         if self.problems.is_empty() {
             return Ok((Arc::new(self.plan), self.new));

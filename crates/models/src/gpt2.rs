@@ -396,6 +396,7 @@ impl Host for Gpt2 {
                 shape: head.lazy_shape().to_vec(),
                 part: Part::Head,
                 layer: None,
+                layers_above: None,
                 transposed: false,
                 role: None,
             });

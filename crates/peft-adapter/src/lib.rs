@@ -1,18 +1,24 @@
 //! Bottleneck adapters and what they are compared with. One paper, one file.
 
 pub mod adapter;
+pub mod bitfit;
 pub mod bottleneck;
 pub mod full;
 pub mod head_only;
 pub mod houlsby;
 mod hub;
+pub mod ln_tuning;
 pub mod parallel;
 pub mod pfeiffer;
 pub mod prefix;
+pub mod top_layers;
 
+pub use bitfit::BitFit;
 pub use full::Full;
 pub use head_only::HeadOnly;
 pub use houlsby::Houlsby;
+pub use ln_tuning::LnTuning;
 pub use parallel::Parallel;
 pub use pfeiffer::Pfeiffer;
 pub use prefix::Prefix;
+pub use top_layers::TopLayers;

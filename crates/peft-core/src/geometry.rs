@@ -18,6 +18,8 @@ pub struct BaseParam {
     pub part: Part,
     /// The transformer layer it belongs to, if any.
     pub layer: Option<usize>,
+    /// How many transformer layers lie above its own; none outside the layers.
+    pub layers_above: Option<usize>,
     /// Whether the checkpoint keeps the transposed matrix.
     pub transposed: bool,
     /// What the linear layer it belongs to does, if that is a place for methods.

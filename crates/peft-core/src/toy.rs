@@ -83,6 +83,7 @@ impl LayerBuilder<'_> {
             shape,
             part,
             layer: Some(self.layer),
+            layers_above: Some(LAYERS - 1 - self.layer),
             transposed: false,
             role: None,
         });
@@ -200,6 +201,7 @@ impl Host for Toy {
             shape: param.lazy_shape().to_vec(),
             part,
             layer: None,
+            layers_above: None,
             transposed: false,
             role: None,
         };

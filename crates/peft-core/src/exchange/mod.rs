@@ -17,7 +17,9 @@ use crate::state::Tensors;
 
 pub use fields::Fields;
 pub use places::{collect, restore};
-pub use targets::{path_ends_with, peft_targets, resolve_pattern, resolve_targets};
+pub use targets::{
+    path_ends_with, peft_names, peft_targets, resolve_modules, resolve_pattern, resolve_targets,
+};
 
 /// How another program keeps a method: its configuration fields and its tensors.
 #[derive(Clone, Debug, Default)]

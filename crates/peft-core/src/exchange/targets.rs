@@ -70,6 +70,51 @@ pub fn resolve_targets(
     Ok((targets, stray))
 }
 
+/// Takes `target_modules` and `exclude_modules` over other modules than linear layers; returns those
+/// selected.
+///
+/// # Errors
+/// If nothing is selected, a name stands for another module of the base, or a pattern is no regular
+/// expression.
+pub fn resolve_modules<'a>(
+    fields: &mut Fields,
+    modules: &[&'a str],
+    geometry: &Geometry,
+) -> Result<Vec<&'a str>, CoreError> {
+    let wanted = fields.require::<Value>("target_modules")?;
+    let excluded = fields.take::<Value>("exclude_modules")?;
+    let wanted = Names::new(&wanted, "target_modules", fields)?;
+    let excluded = match &excluded {
+        Some(value) => Some(Names::new(value, "exclude_modules", fields)?),
+        None => None,
+    };
+    let none_of_them = |target: String| CoreError::NoSuchTarget {
+        target,
+        known: modules.join(", "),
+    };
+    if let Names::Many(names) = &wanted {
+        let all = geometry
+            .params
+            .iter()
+            .filter_map(|p| p.name.rsplit_once('.'));
+        let others: Vec<&str> = all
+            .map(|(m, _)| m)
+            .filter(|m| !modules.contains(m))
+            .collect();
+        let stray = |name: &&String| others.iter().any(|other| path_ends_with(other, name));
+        if let Some(name) = names.iter().find(stray) {
+            return Err(none_of_them(name.clone()));
+        }
+    }
+    let selected = modules.iter().filter(|module| wanted.matches(module));
+    let kept = |module: &&&str| !excluded.as_ref().is_some_and(|e| e.matches(module));
+    let selected: Vec<&str> = selected.filter(kept).copied().collect();
+    match selected.is_empty() {
+        true => Err(none_of_them(wanted.to_string())),
+        false => Ok(selected),
+    }
+}
+
 enum Names {
     AllLinear,
     Many(Vec<String>),
@@ -124,6 +169,12 @@ impl std::fmt::Display for Names {
 /// These layers as `target_modules` names them: by the shortest ends of their paths that no other
 /// module of the base shares.
 pub fn peft_targets(selected: &[&Site], geometry: &Geometry) -> Vec<String> {
+    let paths: Vec<&str> = selected.iter().map(|site| site.path.as_str()).collect();
+    peft_names(&paths, geometry)
+}
+
+/// Any modules of these paths, likewise.
+pub fn peft_names(selected: &[&str], geometry: &Geometry) -> Vec<String> {
     let modules = || {
         geometry
             .params
@@ -132,17 +183,17 @@ pub fn peft_targets(selected: &[&Site], geometry: &Geometry) -> Vec<String> {
     };
     let others: Vec<&str> = modules()
         .map(|(module, _)| module)
-        .filter(|module| !selected.iter().any(|site| site.path == *module))
+        .filter(|module| !selected.contains(module))
         .collect();
     let mut names: Vec<String> = Vec::new();
-    for site in selected {
-        if names.iter().any(|name| path_ends_with(&site.path, name)) {
+    for path in selected {
+        if names.iter().any(|name| path_ends_with(path, name)) {
             continue;
         }
-        let starts = site.path.rmatch_indices('.').map(|(dot, _)| dot + 1);
-        let ends = starts.map(|start| &site.path[start..]);
+        let starts = path.rmatch_indices('.').map(|(dot, _)| dot + 1);
+        let ends = starts.map(|start| &path[start..]);
         let free = |end: &&str| !others.iter().any(|module| path_ends_with(module, end));
-        names.push(ends.clone().find(free).unwrap_or(&site.path).into());
+        names.push(ends.clone().find(free).unwrap_or(path).into());
     }
     names
 }
