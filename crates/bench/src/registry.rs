@@ -18,7 +18,11 @@ macro_rules! with_methods {
             peft_adapter::Houlsby,
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
+            peft_adapter::Compacter,
+            peft_adapter::CompacterPlus,
             peft_adapter::Prefix,
+            peft_adapter::PromptTuning,
+            peft_adapter::PTuning,
             peft_adapter::BitFit,
             peft_adapter::LnTuning,
             peft_adapter::TopLayers,
@@ -356,12 +360,19 @@ mod tests {
                 )*
             };
         }
-        use peft_adapter::{BitFit, Houlsby, LnTuning, Parallel, Pfeiffer, Prefix};
+        use peft_adapter::{
+            BitFit, Compacter, CompacterPlus, Houlsby, LnTuning, PTuning, Parallel, Pfeiffer,
+            Prefix, PromptTuning,
+        };
         over_nf4!(
             Houlsby,
             Pfeiffer,
             Parallel,
+            Compacter,
+            CompacterPlus,
             Prefix,
+            PromptTuning,
+            PTuning,
             BitFit,
             LnTuning,
             peft_lora::Lora,

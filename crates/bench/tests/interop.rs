@@ -151,12 +151,8 @@ const LATER: &[&str] = &[
     "lokr",
     "miss",
     "oft",
-    "p_tuning",
-    "prompt_tuning",
-    "compacter",
     "loreft",
     "noreft",
-    "pfeiffer_inv",
 ];
 
 #[test]

@@ -1,7 +1,10 @@
 //! Token ids of several texts, padded to one length.
 
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::Pass;
+use peft_core::{LookupSlot, Pass};
+
+use crate::gpt2::embed;
 
 /// How positions are numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,16 @@ pub enum Positions {
         /// Position of padding.
         padding: usize,
     },
+}
+
+impl Positions {
+    /// The position of a first token.
+    pub(crate) fn first(self) -> usize {
+        match self {
+            Positions::FromLeft => 0,
+            Positions::RealTokens { start, .. } => start,
+        }
+    }
 }
 
 /// Which end of a short row is padded.
@@ -37,7 +50,60 @@ pub struct Batch {
     pub mask: Option<Tensor<2>>,
 }
 
+/// What enters the layers: embedded tokens, virtual ones of the method in front.
+pub(crate) struct Embedded {
+    /// `[batch, sequence, d]`
+    pub(crate) rows: Tensor<3>,
+    /// `[batch, sequence]`
+    pub(crate) positions: Tensor<2, Int>,
+    /// The mask of all keys so far, `[batch, keys]`.
+    pub(crate) mask: Option<Tensor<2>>,
+}
+
 impl Batch {
+    /// Embeds the tokens. `first` is the position of a first token, `seen` the number of keys a
+    /// cache holds already: virtual tokens come before the first token and not again.
+    pub(crate) fn embed(
+        &self,
+        table: &Param<Tensor<2>>,
+        lookup: Option<&LookupSlot>,
+        first: usize,
+        seen: usize,
+        pass: &Pass<'_>,
+    ) -> Embedded {
+        let rows = embed(table, &self.ids);
+        let rows = LookupSlot::apply(lookup, &self.ids, rows, pass);
+        let (positions, mask) = (self.positions_in(pass), self.mask.clone());
+        let Some(prompt) = LookupSlot::prompt(lookup, pass) else {
+            return Embedded {
+                rows,
+                positions,
+                mask,
+            };
+        };
+        let ([batch, _, d], [n, _]) = (rows.dims(), prompt.dims());
+        let mask = mask.map(|mask| {
+            let virtual_ones = Tensor::ones([batch, n], &mask.device());
+            Tensor::cat(vec![virtual_ones, mask], 1)
+        });
+        if seen > 0 {
+            return Embedded {
+                rows,
+                positions,
+                mask,
+            };
+        }
+        let prompt = prompt.unsqueeze::<3>().expand([batch, n, d]);
+        let (from, to) = (first as i64, (first + n) as i64);
+        let own = Tensor::<1, Int>::arange(from..to, &positions.device());
+        let own = own.unsqueeze::<2>().expand([batch, n]);
+        Embedded {
+            rows: Tensor::cat(vec![prompt, rows], 1),
+            positions: Tensor::cat(vec![own, positions], 1),
+            mask,
+        }
+    }
+
     /// The positions as the method of a pass moves them.
     pub(crate) fn positions_in(&self, pass: &Pass<'_>) -> Tensor<2, Int> {
         match pass.position_offset {

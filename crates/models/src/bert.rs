@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::relu};
 use peft_core::{
-    Activation, AttendSlot, Dense, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj, Role,
-    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
+    Activation, AttendSlot, Dense, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj,
+    Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
 };
 
 use crate::batch::{Batch, Positions};
@@ -25,6 +25,7 @@ use crate::norm::Norm;
 pub struct Bert {
     words: Param<Tensor<2>>,
     lookup: Option<LookupSlot>,
+    ends: Option<EndsSlot>,
     positions: Param<Tensor<2>>,
     /// Token types; every text here is of type 0.
     types: Option<Param<Tensor<2>>>,
@@ -97,6 +98,7 @@ impl Bert {
         let model = Self {
             words,
             lookup: None,
+            ends: None,
             positions,
             types,
             norm,
@@ -123,20 +125,20 @@ impl Bert {
 
     /// Class logits, `[batch, classes]`.
     pub fn logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        let rows = embed(&self.words, &batch.ids);
-        let rows = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
-        let mut x = rows + embed(&self.positions, &batch.positions_in(pass));
+        let first = self.position_rule().first();
+        let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
+        let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
         if let Some(types) = &self.types {
             x = x + types.val().narrow(0, 0, 1).unsqueeze();
         }
-        x = self.norm.forward(x);
+        x = EndsSlot::enter(self.ends.as_ref(), self.norm.forward(x), pass);
         for layer in &self.layers {
-            x = layer.forward(x, batch.mask.as_ref(), pass);
+            x = layer.forward(x, embedded.mask.as_ref(), pass);
         }
         self.classify(x)
     }
 
-    /// The head on the first token.
+    /// The head on the first token; with virtual tokens that is the first of them, as in HF PEFT.
     fn classify(&self, x: Tensor<3>) -> Tensor<2> {
         let [rows, _, d] = x.dims();
         let mut first = x.narrow(1, 0, 1).reshape([rows, d]);
@@ -283,6 +285,7 @@ impl Host for Bert {
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
         self.lookup = surgeon.lookup(self.lookup);
+        self.ends = surgeon.ends(self.ends);
         let layers = self.layers.into_iter().enumerate();
         self.layers = layers
             .map(|(i, layer)| layer.rebuild(i, &plan, surgeon))

@@ -89,7 +89,10 @@ pub fn generate_watched(
     watch: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
 ) -> Vec<Continuation> {
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
-    let limit = adapted.host.max_length();
+    let limit = adapted
+        .host
+        .max_length()
+        .saturating_sub(adapted.position_offset);
     assert!(
         prompts.iter().all(|p| !p.is_empty()),
         "a prompt needs at least one token"

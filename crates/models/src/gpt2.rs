@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Activation, AttendSlot, BaseParam, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj, Role,
-    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
+    Activation, AttendSlot, BaseParam, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass,
+    Proj, Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,7 @@ impl Gpt2Config {
 pub struct Gpt2 {
     wte: Param<Tensor<2>>,
     lookup: Option<LookupSlot>,
+    ends: Option<EndsSlot>,
     wpe: Param<Tensor<2>>,
     h: Vec<Block>,
     ln_f: Norm,
@@ -195,6 +196,7 @@ impl Gpt2 {
         Ok(Self {
             wte,
             lookup: None,
+            ends: None,
             wpe,
             h,
             ln_f,
@@ -204,7 +206,7 @@ impl Gpt2 {
         })
     }
 
-    /// The final hidden states, `[batch, sequence, d]`.
+    /// The final hidden states, `[batch, sequence, d]`, those of virtual tokens in front of them.
     ///
     /// With a cache, the batch continues the sequences the cache holds; its mask then covers them
     /// and the new tokens together.
@@ -214,18 +216,19 @@ impl Gpt2 {
         mut cache: Option<&mut Cache>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let rows = embed(&self.wte, &batch.ids);
-        let rows = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
-        let mut x = rows + embed(&self.wpe, &batch.positions_in(pass));
+        let seen = cache.as_ref().map_or(0, |cache| cache.len());
+        let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
+        let x = embedded.rows + embed(&self.wpe, &embedded.positions);
+        let mut x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         for (index, block) in self.h.iter().enumerate() {
             x = block.forward(
                 x,
-                batch.mask.as_ref(),
+                embedded.mask.as_ref(),
                 cache.as_deref_mut().map(|c| (c, index)),
                 pass,
             );
         }
-        self.ln_f.forward(x)
+        EndsSlot::leave(self.ends.as_ref(), self.ln_f.forward(x), pass)
     }
 
     /// The head's weight as `[d, vocab]`.
@@ -376,6 +379,7 @@ impl Host for Gpt2 {
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
         self.lookup = surgeon.lookup(self.lookup);
+        self.ends = surgeon.ends(self.ends);
         let blocks = self.h.into_iter().enumerate();
         self.h = blocks
             .map(|(layer, block)| block.rebuild(layer, &plan, surgeon))

@@ -155,7 +155,8 @@ impl Model {
         }
     }
 
-    /// Final hidden states of a language model, `[batch, sequence, d]`.
+    /// Final hidden states of a language model, `[batch, sequence, d]`; those of a method's virtual
+    /// tokens stand in front and make the sequence longer.
     ///
     /// # Panics
     /// If the model is a classifier.
@@ -188,7 +189,7 @@ impl Model {
         }
     }
 
-    /// Next-token logits, `[batch, sequence, vocab]`.
+    /// Next-token logits, `[batch, sequence, vocab]`, those behind virtual tokens in front.
     ///
     /// # Panics
     /// If the model is a classifier.
@@ -209,7 +210,8 @@ impl Model {
         pass: &Pass<'_>,
     ) -> Tensor<1> {
         let hidden = self.hidden(batch, None, pass);
-        let [rows, seq, d] = hidden.dims();
+        let ([rows, seq], [_, all, d]) = (batch.ids.dims(), hidden.dims());
+        let hidden = hidden.narrow(1, all - seq, seq);
         let hidden = hidden.reshape([rows * seq, d]).select(0, places);
         kernels::cross_entropy_head(hidden, self.head_weight(), targets)
     }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use peft_core::{
-    Activation, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Role,
-    TapSite, TapSlot, check,
+    Activation, CoreError, EndsSlot, Fields, Foreign, Geometry, Init, Method, MethodConfig,
+    MethodInfo, Role, Start, TapSite, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
 use crate::hub;
+use crate::invertible::{InvAdapter, NiceCoupling};
 
 /// Where a kind of adapter sits and how it starts: all that its paper's file says.
 pub trait Kind: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static {
@@ -59,6 +60,13 @@ pub struct Adapter<K: Kind> {
     /// Layers that get no adapter, from 0.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub leave_out: Vec<usize>,
+    /// An invertible adapter behind the embedding and, inverted, before a language model's head:
+    /// `"nice"` (MAD-X).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inv_adapter: Option<InvAdapter>,
+    /// The invertible adapter's input width over that of its hidden layers, 2 where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inv_adapter_reduction_factor: Option<f64>,
     #[doc(hidden)]
     #[serde(skip)]
     pub kind: PhantomData<K>,
@@ -114,6 +122,8 @@ impl<K: Kind> Default for Adapter<K> {
             scaling: Scaling::Fixed(K::SCALING),
             init: K::INIT,
             leave_out: Vec::new(),
+            inv_adapter: None,
+            inv_adapter_reduction_factor: None,
             kind: PhantomData,
         }
     }
@@ -153,8 +163,14 @@ impl<K: Kind> Adapter<K> {
         Err(CoreError::bad_value("reduction_factor", factor, &expected))
     }
 
-    fn sits_on(&self, layer: usize, role: Role) -> bool {
+    pub(crate) fn sits_on(&self, layer: usize, role: Role) -> bool {
         K::ROLES.contains(&role) && !self.leave_out.contains(&layer)
+    }
+
+    /// The reduction factor of the invertible adapter, if there is one.
+    pub(crate) fn inv_factor(&self) -> Option<f64> {
+        let given = self.inv_adapter_reduction_factor;
+        self.inv_adapter.map(|_| given.unwrap_or(2.0))
     }
 
     /// The sublayers that get an adapter.
@@ -168,7 +184,7 @@ impl<K: Kind> MethodConfig for Adapter<K> {
     const INFO: MethodInfo = K::INFO;
 
     fn examples() -> Vec<Self> {
-        vec![
+        let mut examples = vec![
             Self {
                 bottleneck: Some(3),
                 ..Self::default()
@@ -189,14 +205,23 @@ impl<K: Kind> MethodConfig for Adapter<K> {
                 leave_out: vec![0],
                 ..Self::default()
             },
-        ]
+        ];
+        if matches!(K::INFO.start, Start::Near(_)) {
+            // An invertible adapter starts near the identity, not at it.
+            examples.push(Self {
+                bottleneck: Some(2),
+                inv_adapter: Some(InvAdapter::Nice),
+                ..Self::default()
+            });
+        }
+        examples
     }
 
     fn from_adapter_hub(
         fields: &mut Fields,
-        _geometry: &Geometry,
+        geometry: &Geometry,
     ) -> Result<Option<Self>, CoreError> {
-        hub::read(fields)
+        hub::read(fields, geometry)
     }
 }
 
@@ -215,6 +240,15 @@ impl<K: Kind> Method for Adapter<K> {
             let expected = "at least one layer with an adapter";
             return Err(CoreError::bad_value("leave_out", "every layer", expected));
         }
+        match (self.inv_factor(), self.inv_adapter_reduction_factor) {
+            (Some(factor), _) => NiceCoupling::check(geometry.width, factor)?,
+            (None, Some(factor)) => {
+                let expected = "left out where `inv_adapter` is not given";
+                let key = "inv_adapter_reduction_factor";
+                return Err(CoreError::bad_value(key, factor, expected));
+            }
+            (None, None) => {}
+        }
         let width = |layer| self.width(layer, geometry.width).map(|_| ());
         (0..geometry.layers).try_for_each(width)
     }
@@ -228,13 +262,21 @@ impl<K: Kind> Method for Adapter<K> {
         Some(K::slot(adapter.with_dropout(self.dropout)))
     }
 
+    fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
+        let factor = self.inv_factor()?;
+        let coupling = NiceCoupling::new(width, factor, self.non_linearity, init);
+        Some(EndsSlot::new(coupling))
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let d = geometry.width;
         let each = |tap: &TapSite| {
             let m = self.width(tap.layer, d).unwrap_or(0);
             Bottleneck::parameters(d, m, self.scaling)
         };
-        self.places(geometry).map(each).sum()
+        let invertible = self.inv_factor();
+        let invertible = invertible.map_or(0, |factor| NiceCoupling::parameters(d, factor));
+        self.places(geometry).map(each).sum::<usize>() + invertible
     }
 
     fn size(&self) -> Option<u64> {
@@ -242,55 +284,10 @@ impl<K: Kind> Method for Adapter<K> {
     }
 
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
-        Some(hub::write(self, geometry, name))
+        let inverted = self.inv_adapter.is_some() && hub::is_language_model(geometry);
+        (!inverted).then(|| hub::write(self, geometry, name))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Houlsby, Pfeiffer};
-
-    fn houlsby(json: serde_json::Value) -> Houlsby {
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn either_key_gives_the_width() {
-        let width = |json| houlsby(json).width(0, 768).unwrap();
-        assert_eq!(width(serde_json::json!({"bottleneck": 16})), 16);
-        assert_eq!(width(serde_json::json!({"reduction_factor": 48})), 16);
-        assert_eq!(width(serde_json::json!({"reduction_factor": 153.6})), 5);
-        assert_eq!(width(serde_json::json!({})), 48);
-    }
-
-    #[test]
-    fn layers_may_have_factors_of_their_own() {
-        let adapter = houlsby(serde_json::json!({"reduction_factor": {"1": 8, "default": 2}}));
-        assert_eq!(adapter.width(0, 32).unwrap(), 16);
-        assert_eq!(adapter.width(1, 32).unwrap(), 4);
-    }
-
-    #[test]
-    fn both_keys_together_and_impossible_values_are_refused() {
-        let both = houlsby(serde_json::json!({"bottleneck": 16, "reduction_factor": 48}));
-        assert!(both.width(0, 768).is_err());
-        for factor in [1000.0, 0.0, -1.0] {
-            let adapter = houlsby(serde_json::json!({ "reduction_factor": factor }));
-            let error = adapter.width(0, 768).unwrap_err().to_string();
-            assert!(error.contains("`reduction_factor` is"), "{error}");
-        }
-        let table = houlsby(serde_json::json!({"reduction_factor": {"0": 2}}));
-        assert!(table.width(1, 768).is_err());
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_paper_and_do_not_change_what_is_saved() {
-        assert_eq!(Pfeiffer::default().non_linearity, Activation::Relu);
-        let saved = serde_json::to_string(&Houlsby::default()).unwrap();
-        assert_eq!(
-            saved,
-            r#"{"non_linearity":"swish","dropout":0.0,"init":"bert"}"#
-        );
-    }
-}
+mod tests;

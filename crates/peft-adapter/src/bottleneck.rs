@@ -32,8 +32,24 @@ impl Scaling {
         Self::Learned(LearnedScaling::Learned)
     }
 
+    /// The trained values in a model of width `d` at their start.
+    pub(crate) fn param(self, d: usize, init: &Init) -> Option<Param<Tensor<1>>> {
+        match self.parameters(d) {
+            0 => None,
+            count => Some(Param::from_tensor(init.full([count], 1.0))),
+        }
+    }
+
+    /// The constant factor; 1 where it is trained.
+    pub(crate) fn factor(self) -> f64 {
+        match self {
+            Self::Fixed(factor) => factor,
+            Self::Learned(_) => 1.0,
+        }
+    }
+
     /// Number of trained values in a model of width `d`.
-    fn parameters(self, d: usize) -> usize {
+    pub(crate) fn parameters(self, d: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
             Self::Learned(LearnedScaling::Learned) => 1,
@@ -98,14 +114,8 @@ impl Bottleneck {
             down_bias: Param::from_tensor(init.zeros([m])),
             up: Param::from_tensor(up),
             up_bias: Param::from_tensor(init.zeros([d])),
-            scaling: match scaling.parameters(d) {
-                0 => None,
-                count => Some(Param::from_tensor(init.full([count], 1.0))),
-            },
-            factor: match scaling {
-                Scaling::Fixed(factor) => factor,
-                Scaling::Learned(_) => 1.0,
-            },
+            scaling: scaling.param(d, init),
+            factor: scaling.factor(),
             dropout: DropoutConfig::new(0.0).init(),
             non_linearity,
         }

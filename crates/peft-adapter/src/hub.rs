@@ -5,33 +5,18 @@ use serde_json::{Value, json};
 
 use crate::adapter::{Adapter, Kind, ReductionFactor};
 use crate::bottleneck::{AdapterInit, Scaling};
+use crate::invertible::{InvAdapter, NiceCoupling};
 
 /// Reads a `BnConfig`, if it describes this kind of adapter.
-pub(crate) fn read<K: Kind>(fields: &mut Fields) -> Result<Option<Adapter<K>>, CoreError> {
-    let flag = |key: &str| fields.peek(key).as_bool();
-    let after_attention = flag("mh_adapter") == Some(true);
-    let has = |role| K::ROLES.contains(&role);
-    let fits = flag("output_adapter") == Some(true)
-        && after_attention == has(Role::AfterAttention)
-        && flag("is_parallel") == Some(K::PARALLEL)
-        && flag("phm_layer") != Some(true);
-    if !fits {
+pub(crate) fn read<K: Kind>(
+    fields: &mut Fields,
+    geometry: &Geometry,
+) -> Result<Option<Adapter<K>>, CoreError> {
+    if fields.peek("phm_layer") == true || !fits::<K>(fields) {
         return Ok(None);
     }
-    for key in ["mh_adapter", "output_adapter", "is_parallel"] {
-        fields.ignore(&[key]);
-    }
-    // What stands around the bottleneck. In a parallel adapter none of it plays a part but this.
-    fields.allow("original_ln_after", &[true.into()])?;
-    fields.allow("residual_before_ln", &[true.into()])?;
-    fields.allow("adapter_residual_before_ln", &[false.into()])?;
-    if !K::PARALLEL {
-        fields.allow("original_ln_before", &[K::READS_SUM.into()])?;
-    }
-    // Starting values, and settings of the hypercomplex layers it does not have.
+    // Settings of the hypercomplex layers it does not have.
     fields.ignore(&[
-        "original_ln_before",
-        "init_weights_seed",
         "factorized_phm_W",
         "factorized_phm_rule",
         "hypercomplex_nonlinearity",
@@ -43,13 +28,47 @@ pub(crate) fn read<K: Kind>(fields: &mut Fields) -> Result<Option<Adapter<K>>, C
         "phm_rank",
         "shared_W_phm",
         "shared_phm_rule",
-        "inv_adapter_reduction_factor",
     ]);
+    if is_language_model(geometry) {
+        // AdapterHub's language models apply no inverse before the head.
+        fields.allow("inv_adapter", &[])?;
+    }
+    let inv_adapter: Option<InvAdapter> = fields.take("inv_adapter")?;
+    let factor = fields.take("inv_adapter_reduction_factor")?;
+    Ok(Some(Adapter {
+        inv_adapter,
+        inv_adapter_reduction_factor: factor.filter(|_| inv_adapter.is_some()),
+        ..frame(fields)?
+    }))
+}
+
+/// Whether a `BnConfig` describes adapters where this kind has them.
+pub(crate) fn fits<K: Kind>(fields: &Fields) -> bool {
+    let flag = |key: &str| fields.peek(key).as_bool();
+    let after_attention = flag("mh_adapter") == Some(true);
+    let has = |role| K::ROLES.contains(&role);
+    flag("output_adapter") == Some(true)
+        && after_attention == has(Role::AfterAttention)
+        && flag("is_parallel") == Some(K::PARALLEL)
+}
+
+/// Reads what bottlenecks of any sort have in common.
+pub(crate) fn frame<K: Kind>(fields: &mut Fields) -> Result<Adapter<K>, CoreError> {
+    fields.ignore(&["mh_adapter", "output_adapter", "is_parallel"]);
+    // What stands around the bottleneck. In a parallel adapter none of it plays a part but this.
+    fields.allow("original_ln_after", &[true.into()])?;
+    fields.allow("residual_before_ln", &[true.into()])?;
+    fields.allow("adapter_residual_before_ln", &[false.into()])?;
+    if !K::PARALLEL {
+        fields.allow("original_ln_before", &[K::READS_SUM.into()])?;
+    }
+    // Starting values, and a setting that plays no part in a parallel adapter.
+    fields.ignore(&["original_ln_before", "init_weights_seed"]);
     let init = match fields.take::<String>("init_weights")?.as_deref() {
         Some("mam_adapter") => AdapterInit::Mam,
         _ => AdapterInit::Bert,
     };
-    Ok(Some(Adapter {
+    Ok(Adapter {
         reduction_factor: Some(fields.require::<ReductionFactor>("reduction_factor")?),
         non_linearity: fields.require("non_linearity")?,
         dropout: fields.take("dropout")?.unwrap_or(0.0),
@@ -57,7 +76,7 @@ pub(crate) fn read<K: Kind>(fields: &mut Fields) -> Result<Option<Adapter<K>>, C
         init,
         leave_out: fields.take("leave_out")?.unwrap_or_default(),
         ..Adapter::default()
-    }))
+    })
 }
 
 /// Writes the `config` and the tensor names under an adapter name.
@@ -67,7 +86,8 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         "factorized_phm_W": true, "factorized_phm_rule": false,
         "hypercomplex_nonlinearity": "glorot-uniform",
         "init_weights": match adapter.init { AdapterInit::Mam => "mam_adapter", AdapterInit::Bert => "bert" },
-        "init_weights_seed": null, "inv_adapter": null, "inv_adapter_reduction_factor": null,
+        "init_weights_seed": null, "inv_adapter": adapter.inv_adapter,
+        "inv_adapter_reduction_factor": adapter.inv_factor(),
         "is_parallel": K::PARALLEL, "learn_phm": true, "leave_out": adapter.leave_out,
         "ln_after": false, "ln_before": false,
         "mh_adapter": K::ROLES.contains(&Role::AfterAttention),
@@ -93,7 +113,25 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
             rules.push(vector("scaling", "scaling"));
         }
     }
+    if adapter.inv_adapter.is_some() {
+        rules.extend(NiceCoupling::rules(&format!(
+            "{}invertible_adapters.{name}",
+            body(geometry)
+        )));
+    }
     Foreign::new(fields, rules)
+}
+
+/// Whether the model's head is part of the base.
+pub(crate) fn is_language_model(geometry: &Geometry) -> bool {
+    geometry.task_head_parameters() == 0
+}
+
+/// What the names of the body's modules start with, its dot included: `bert.`.
+pub(crate) fn body(geometry: &Geometry) -> String {
+    let first = geometry.taps.first();
+    let body = first.and_then(|tap| tap.path.split_once('.'));
+    body.map_or_else(String::new, |(body, _)| format!("{body}."))
 }
 
 /// The reduction factor from which AdapterHub gets this adapter's widths.

@@ -11,6 +11,8 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::peft;
+
 /// Configuration of layer-norm tuning, `kind = "ln_tuning"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,7 +66,7 @@ impl MethodConfig for LnTuning {
             true => norms.clone(),
             false => resolve_modules(fields, &norms, geometry)?,
         };
-        fields.allow("modules_to_save", &[])?;
+        peft::only_the_head_is_saved(fields, geometry)?;
         let targets = match selected.len() == norms.len() {
             true => Vec::new(),
             false => selected.into_iter().map(String::from).collect(),

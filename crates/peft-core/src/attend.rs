@@ -51,6 +51,12 @@ impl Heads {
 pub trait Attend: Module + 'static {
     /// Attention output, `[batch, queries, heads * d_head]`.
     fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+
+    /// The same without what only training needs, where it has such a part; it reads nothing of a
+    /// pass.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<AttendSlot> {
+        None
+    }
 }
 
 /// Object-safe form of [`Attend`]; implemented for every one of them.
@@ -61,6 +67,8 @@ pub trait DynAttend: DynModule {
     fn describe(&self) -> String;
     #[doc(hidden)]
     fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+    #[doc(hidden)]
+    fn settle(&self, pass: &Pass<'_>) -> Option<AttendSlot>;
 }
 
 impl<A: Attend> DynAttend for Holder<A> {
@@ -72,6 +80,9 @@ impl<A: Attend> DynAttend for Holder<A> {
     }
     fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
         self.get().forward(heads, pass)
+    }
+    fn settle(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
+        self.get().settled(pass)
     }
 }
 
@@ -85,6 +96,11 @@ impl AttendSlot {
     /// Erases an attention core.
     pub fn new<A: Attend>(attend: A) -> Self {
         Self(Box::new(Holder::new(attend)))
+    }
+
+    /// The same without what only training needs; see [`Attend::settled`].
+    pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.settle(pass)
     }
 
     /// The slot's attention if there is one, plain attention otherwise.

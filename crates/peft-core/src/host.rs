@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use burn::module::{Module, ModuleDisplay, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleDisplay, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 use crate::attend::AttendSlot;
+use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::geometry::{BaseParam, Geometry, Part};
 use crate::init::Init;
@@ -44,6 +45,10 @@ pub trait Surgeon {
     fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
         old
     }
+    /// What sits on both ends of the body, given what sat there before.
+    fn ends(&mut self, old: Option<EndsSlot>) -> Option<EndsSlot> {
+        old
+    }
     /// What replaces this layer's attention core, given what did before.
     fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
         old
@@ -76,6 +81,23 @@ impl<H: Host> Adapted<H> {
         let mut pass = Pass::with_shared(self.shared.as_ref());
         pass.position_offset = self.position_offset;
         pass
+    }
+
+    /// The model without what only training needs: a slot that can settle takes its final form and
+    /// stands on its own, so that shared state is dropped with it.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        let mut settler = Settler {
+            pass: Pass::with_shared(self.shared.as_ref()),
+            settled: false,
+        };
+        let host = self.host.rebuild(&mut settler);
+        let Settler { settled, .. } = settler;
+        Self {
+            host,
+            shared: self.shared.filter(|_| !settled),
+            position_offset: self.position_offset,
+        }
     }
 
     /// The same function as a plain model, or none where a part of the method does not merge.
@@ -152,11 +174,22 @@ pub fn adapt<H: Host>(
         None => host,
     };
     let shared = method.shared(&geometry, init);
-    let host = host.rebuild(&mut Fitter {
+    let rows = table_rows(&host, &geometry);
+    let mut fitter = Fitter {
         method,
         geometry: &geometry,
+        rows,
         init,
-    });
+        has_ends: false,
+    };
+    let host = host.rebuild(&mut fitter);
+    let without_ends = !fitter.has_ends;
+    if without_ends && method.ends(geometry.width, init).is_some() {
+        return Err(CoreError::NoSeam {
+            method: "the invertible adapter".into(),
+            needs: "a seam at both ends of the body".into(),
+        });
+    }
 
     let trained: HashSet<ParamId> = geometry
         .params
@@ -206,10 +239,29 @@ impl Surgeon for Packer<'_> {
     }
 }
 
+/// The values of the token embedding, if the model names them after it.
+fn table_rows<H: Host>(host: &H, geometry: &Geometry) -> Option<Tensor<2>> {
+    struct Finder(ParamId, Option<Tensor<2>>);
+    impl ModuleVisitor for Finder {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.id == self.0 && D == 2 {
+                self.1 = Some(param.val().reshape([param.dims()[0], param.dims()[D - 1]]));
+            }
+        }
+    }
+    let name = format!("{}.weight", geometry.table.path);
+    let table = geometry.params.iter().find(|param| param.name == name)?;
+    let mut finder = Finder(table.id, None);
+    host.visit(&mut finder);
+    finder.1
+}
+
 struct Fitter<'a> {
     method: &'a dyn Method,
     geometry: &'a Geometry,
+    rows: Option<Tensor<2>>,
     init: &'a mut Init,
+    has_ends: bool,
 }
 
 impl Surgeon for Fitter<'_> {
@@ -223,7 +275,15 @@ impl Surgeon for Fitter<'_> {
         self.method.attend(layer, self.geometry.kv_width, self.init)
     }
     fn lookup(&mut self, _old: Option<LookupSlot>) -> Option<LookupSlot> {
-        self.method.lookup(&self.geometry.table, self.init)
+        let table = &self.geometry.table;
+        match &self.rows {
+            Some(rows) => self.method.lookup_from(table, rows, self.init),
+            None => self.method.lookup(table, self.init),
+        }
+    }
+    fn ends(&mut self, _old: Option<EndsSlot>) -> Option<EndsSlot> {
+        self.has_ends = true;
+        self.method.ends(self.geometry.width, self.init)
     }
 }
 
@@ -274,9 +334,31 @@ impl Surgeon for Merger<'_> {
         self.complete &= old.is_none();
         old
     }
+    fn ends(&mut self, old: Option<EndsSlot>) -> Option<EndsSlot> {
+        self.complete &= old.is_none();
+        old
+    }
     fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
         self.complete &= old.is_none();
         old
+    }
+}
+
+struct Settler<'a> {
+    pass: Pass<'a>,
+    settled: bool,
+}
+
+impl Surgeon for Settler<'_> {
+    fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
+        let new = old.as_ref().and_then(|slot| slot.settled(&self.pass));
+        self.settled |= new.is_some();
+        new.or(old)
+    }
+    fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
+        let new = old.as_ref().and_then(|slot| slot.settled(&self.pass));
+        self.settled |= new.is_some();
+        new.or(old)
     }
 }
 

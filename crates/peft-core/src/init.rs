@@ -55,6 +55,16 @@ impl Init {
         self.tensor(values, shape)
     }
 
+    /// Independent whole numbers from 0 to below `below`.
+    ///
+    /// # Panics
+    /// If `below` is 0.
+    pub fn indices(&mut self, count: usize, below: usize) -> Vec<usize> {
+        let below = below as u64;
+        let draw = |_| self.rng.random_range(0..below) as usize;
+        (0..count).map(draw).collect()
+    }
+
     /// `torch.nn.init.kaiming_uniform_(a=sqrt(5))`: uniform within `1 / sqrt(fan_in)`, the start of
     /// PyTorch's linear layers and of PEFT's LoRA `A`.
     pub fn kaiming_uniform<const D: usize>(

@@ -7,7 +7,7 @@ use crate::erased::{DynModule, Holder};
 use crate::pass::Pass;
 use crate::projection::short_type_name;
 
-/// Changes the rows that a token embedding gives.
+/// Changes the rows that a token embedding gives, or puts virtual tokens before every text.
 pub trait Lookup: Module + 'static {
     /// The new rows.
     ///
@@ -16,6 +16,18 @@ pub trait Lookup: Module + 'static {
     /// - rows: `[batch, sequence, d]`, of the base's table
     /// - output: `[batch, sequence, d]`
     fn forward(&self, ids: Tensor<2, Int>, rows: Tensor<3>, pass: &Pass<'_>) -> Tensor<3>;
+
+    /// The rows of virtual tokens that stand before every text, `[n, d]`. The method moves the
+    /// positions of the text up by as many ([`Method::position_offset`](crate::Method)).
+    fn prompt(&self, _pass: &Pass<'_>) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// The same without what only training needs, where it has such a part; it reads nothing of a
+    /// pass.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<LookupSlot> {
+        None
+    }
 }
 
 /// Object-safe form of [`Lookup`]; implemented for every one of them.
@@ -26,6 +38,10 @@ pub trait DynLookup: DynModule {
     fn describe(&self) -> String;
     #[doc(hidden)]
     fn run(&self, ids: Tensor<2, Int>, rows: Tensor<3>, pass: &Pass<'_>) -> Tensor<3>;
+    #[doc(hidden)]
+    fn prompt_rows(&self, pass: &Pass<'_>) -> Option<Tensor<2>>;
+    #[doc(hidden)]
+    fn settle(&self, pass: &Pass<'_>) -> Option<LookupSlot>;
 }
 
 impl<L: Lookup> DynLookup for Holder<L> {
@@ -37,6 +53,12 @@ impl<L: Lookup> DynLookup for Holder<L> {
     }
     fn run(&self, ids: Tensor<2, Int>, rows: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         self.get().forward(ids, rows, pass)
+    }
+    fn prompt_rows(&self, pass: &Pass<'_>) -> Option<Tensor<2>> {
+        self.get().prompt(pass)
+    }
+    fn settle(&self, pass: &Pass<'_>) -> Option<LookupSlot> {
+        self.get().settled(pass)
     }
 }
 
@@ -50,6 +72,17 @@ impl LookupSlot {
     /// Erases a lookup.
     pub fn new<L: Lookup>(lookup: L) -> Self {
         Self(Box::new(Holder::new(lookup)))
+    }
+
+    /// The rows of virtual tokens that stand before every text, if there are any; see
+    /// [`Lookup::prompt`].
+    pub fn prompt(slot: Option<&Self>, pass: &Pass<'_>) -> Option<Tensor<2>> {
+        slot.and_then(|lookup| lookup.0.prompt_rows(pass))
+    }
+
+    /// The same without what only training needs; see [`Lookup::settled`].
+    pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.settle(pass)
     }
 
     /// The rows, changed by the lookup if there is one.

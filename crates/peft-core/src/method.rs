@@ -2,7 +2,10 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use burn::tensor::Tensor;
+
 use crate::attend::AttendSlot;
+use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::exchange::{Fields, Foreign};
 use crate::geometry::{BaseParam, Geometry, Table};
@@ -54,6 +57,17 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 
     /// What sits on the token embedding.
     fn lookup(&self, _table: &Table, _init: &mut Init) -> Option<LookupSlot> {
+        None
+    }
+
+    /// What sits on the token embedding, for a method that starts from rows of the base's table,
+    /// `[rows, width]`.
+    fn lookup_from(&self, table: &Table, _rows: &Tensor<2>, init: &mut Init) -> Option<LookupSlot> {
+        self.lookup(table, init)
+    }
+
+    /// What sits on both ends of a body of this width.
+    fn ends(&self, _width: usize, _init: &mut Init) -> Option<EndsSlot> {
         None
     }
 

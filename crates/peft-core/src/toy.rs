@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::attend::{AttendSlot, AttentionSpec, Heads};
 use crate::contract::ContractHost;
+use crate::ends::EndsSlot;
 use crate::geometry::{BaseParam, Geometry, Part, Table, TapSite};
 use crate::host::{Adapted, Host, Surgeon};
 use crate::init::Init;
@@ -24,6 +25,7 @@ const LAYERS: usize = 2;
 pub struct Toy {
     embedding: Param<Tensor<2>>,
     lookup: Option<LookupSlot>,
+    ends: Option<EndsSlot>,
     layers: Vec<ToyLayer>,
     head: Param<Tensor<2>>,
 }
@@ -236,6 +238,7 @@ impl Host for Toy {
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         self.lookup = surgeon.lookup(self.lookup);
+        self.ends = surgeon.ends(self.ends);
         self.layers = self
             .layers
             .into_iter()
@@ -253,6 +256,7 @@ impl ContractHost for Toy {
         Self {
             embedding: Param::from_tensor(init.normal([VOCAB, WIDTH], 1.0)),
             lookup: None,
+            ends: None,
             layers: (0..LAYERS)
                 .map(|layer| ToyLayer::new(layer, init))
                 .collect(),
@@ -271,10 +275,22 @@ impl ContractHost for Toy {
             .select(0, rows)
             .reshape([batch, seq, WIDTH]);
         let x = LookupSlot::apply(toy.lookup.as_ref(), &ids, x, &pass);
+        let x = match LookupSlot::prompt(toy.lookup.as_ref(), &pass) {
+            Some(prompt) => {
+                let [n, _] = prompt.dims();
+                Tensor::cat(
+                    vec![prompt.unsqueeze::<3>().expand([batch, n, WIDTH]), x],
+                    1,
+                )
+            }
+            None => x,
+        };
+        let x = EndsSlot::enter(toy.ends.as_ref(), x, &pass);
         let x = toy
             .layers
             .iter()
             .fold(x, |x, layer| layer.forward(x, &pass));
+        let x = EndsSlot::leave(toy.ends.as_ref(), x, &pass);
         kernels::linear(x, toy.head.val(), None)
     }
 }

@@ -171,7 +171,9 @@ pub(super) fn write(fitted: &Fitted, base: &Value, folder: &Path) -> Result<()> 
     };
     let own = method.peft(&geometry).with_context(no_form)?;
     let rules = rules(method, &geometry).with_context(no_form)?;
-    let theirs = export(&collect(&fitted.model, &rules)?, &rules)?;
+    // PEFT keeps what training made, not the networks that made it.
+    let settled = fitted.model.clone().settled();
+    let theirs = export(&collect(&settled, &rules)?, &rules)?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let config = config(own.fields, fitted, &geometry, base);
     state::save(&theirs, metadata, &folder.join(TENSORS))?;

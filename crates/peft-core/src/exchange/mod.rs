@@ -2,7 +2,7 @@
 //!
 //! Every parameter of an adapted model has a *place*: `transformer.h.0.attn.c_attn/a` on a linear
 //! layer, `bert.encoder.layer.0.output/adapter.down` on a sublayer, `layer.0.attention/keys` in an
-//! attention core, `shared/a`, or the plain checkpoint name of a base parameter. A method states
+//! attention core, `ends/f.down` at the ends of the body, `shared/a`, or the plain checkpoint name of a base parameter. A method states
 //! one [`Rule`] per tensor; reading and writing both follow from it.
 
 mod fields;

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::Rule;
 use crate::attend::AttendSlot;
+use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::geometry::{BaseParam, Geometry};
 use crate::host::{Adapted, Host, Surgeon};
@@ -145,6 +146,12 @@ impl Surgeon for Namer<'_> {
     fn attend(&mut self, layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
         if let Some(attend) = &old {
             self.name(&format!("layer.{layer}.attention"), attend);
+        }
+        old
+    }
+    fn ends(&mut self, old: Option<EndsSlot>) -> Option<EndsSlot> {
+        if let Some(ends) = &old {
+            self.name("ends", ends);
         }
         old
     }
