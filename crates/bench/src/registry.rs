@@ -23,6 +23,7 @@ macro_rules! with_methods {
             peft_adapter::Prefix,
             peft_adapter::PromptTuning,
             peft_adapter::PTuning,
+            peft_adapter::LoReft,
             peft_adapter::BitFit,
             peft_adapter::LnTuning,
             peft_adapter::TopLayers,
@@ -361,8 +362,8 @@ mod tests {
             };
         }
         use peft_adapter::{
-            BitFit, Compacter, CompacterPlus, Houlsby, LnTuning, PTuning, Parallel, Pfeiffer,
-            Prefix, PromptTuning,
+            BitFit, Compacter, CompacterPlus, Houlsby, LnTuning, LoReft, PTuning, Parallel,
+            Pfeiffer, Prefix, PromptTuning,
         };
         over_nf4!(
             Houlsby,
@@ -373,6 +374,7 @@ mod tests {
             Prefix,
             PromptTuning,
             PTuning,
+            LoReft,
             BitFit,
             LnTuning,
             peft_lora::Lora,

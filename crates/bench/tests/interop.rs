@@ -151,8 +151,6 @@ const LATER: &[&str] = &[
     "lokr",
     "miss",
     "oft",
-    "loreft",
-    "noreft",
 ];
 
 #[test]

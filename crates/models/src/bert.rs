@@ -10,12 +10,12 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::relu};
 use peft_core::{
     Activation, AttendSlot, Dense, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj,
-    Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
+    Role, Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec,
 };
 
 use crate::batch::{Batch, Positions};
 use crate::bert_config::{BertConfig, Family};
-use crate::builder::{Builder, Layout, Plan, tap_sites};
+use crate::builder::{Builder, Layout, Plan, layer_sites, tap_sites};
 use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::norm::Norm;
@@ -54,6 +54,7 @@ struct Layer {
     up: Proj,
     down: Proj,
     after_mlp: Option<TapSlot>,
+    after_layer: Option<TapSlot>,
     mlp_norm: Norm,
     #[module(skip)]
     spec: AttentionSpec,
@@ -132,6 +133,10 @@ impl Bert {
             x = x + types.val().narrow(0, 0, 1).unsqueeze();
         }
         x = EndsSlot::enter(self.ends.as_ref(), self.norm.forward(x), pass);
+        pass.see(Text {
+            mask: embedded.mask.clone(),
+            seen: 0,
+        });
         for layer in &self.layers {
             x = layer.forward(x, embedded.mask.as_ref(), pass);
         }
@@ -182,6 +187,7 @@ impl Layer {
             up,
             down,
             after_mlp: None,
+            after_layer: None,
             mlp_norm: b.norm(&path(names.mlp_norm), d, config.eps),
             spec: AttentionSpec {
                 heads: config.heads,
@@ -212,7 +218,8 @@ impl Layer {
         );
         let h = self.activation.forward(self.up.forward(x.clone(), pass));
         let output = self.down.forward(h, pass);
-        add_and_norm(x, output, self.after_mlp.as_ref(), &self.mlp_norm, pass)
+        let x = add_and_norm(x, output, self.after_mlp.as_ref(), &self.mlp_norm, pass);
+        TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 
     fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
@@ -233,6 +240,7 @@ impl Layer {
         self.up = surgeon.projection(up, self.up);
         self.down = surgeon.projection(down, self.down);
         self.after_mlp = surgeon.tap(layer, Role::AfterMlp, self.after_mlp);
+        self.after_layer = surgeon.tap(layer, Role::AfterLayer, self.after_layer);
         self
     }
 }
@@ -256,20 +264,25 @@ fn add_and_norm(
 
 impl Host for Bert {
     fn geometry(&self) -> Geometry {
+        let (layers, names) = (self.config.layers, self.config.family.names());
+        let mut taps = tap_sites(layers, |layer, role| {
+            let name = match role {
+                Role::AfterAttention => names.attention_adapters,
+                _ => names.mlp_adapters,
+            };
+            format!("{}{layer}.{name}", names.layers)
+        });
+        let whole = layer_sites(layers, |layer| {
+            format!("{}{layer}.reft_layer", names.layers)
+        });
+        taps.extend(whole);
         Geometry {
-            layers: self.config.layers,
+            layers,
             width: self.config.width,
             kv_width: self.config.width,
             kv_heads: self.config.heads,
             sites: self.plan.sites.clone(),
-            taps: tap_sites(self.config.layers, |layer, role| {
-                let names = self.config.family.names();
-                let name = match role {
-                    Role::AfterAttention => names.attention_adapters,
-                    _ => names.mlp_adapters,
-                };
-                format!("{}{layer}.{name}", names.layers)
-            }),
+            taps,
             table: Table {
                 path: format!(
                     "{}embeddings.word_embeddings",

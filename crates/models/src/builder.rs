@@ -274,6 +274,16 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The whole layers, by the path of their adapters.
+pub(crate) fn layer_sites(layers: usize, path: impl Fn(usize) -> String) -> Vec<TapSite> {
+    let site = |layer| TapSite {
+        layer,
+        role: Role::AfterLayer,
+        path: path(layer),
+    };
+    (0..layers).map(site).collect()
+}
+
 /// The two sublayers of every layer, by the path of their adapters.
 pub(crate) fn tap_sites(layers: usize, path: impl Fn(usize, Role) -> String) -> Vec<TapSite> {
     let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));

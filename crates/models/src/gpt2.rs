@@ -10,12 +10,12 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Activation, AttendSlot, BaseParam, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass,
-    Proj, Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
+    Proj, Role, Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::builder::{Builder, Layout, Plan, tap_sites};
+use crate::builder::{Builder, Layout, Plan, layer_sites, tap_sites};
 use crate::cache::Cache;
 use crate::error::ModelError;
 use crate::norm::Norm;
@@ -161,6 +161,7 @@ struct Block {
     c_fc: Proj,
     mlp_c_proj: Proj,
     after_mlp: Option<TapSlot>,
+    after_layer: Option<TapSlot>,
     #[module(skip)]
     spec: AttentionSpec,
     #[module(skip)]
@@ -220,10 +221,15 @@ impl Gpt2 {
         let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
         let x = embedded.rows + embed(&self.wpe, &embedded.positions);
         let mut x = EndsSlot::enter(self.ends.as_ref(), x, pass);
+        let mask = embedded.mask;
+        pass.see(Text {
+            mask: mask.clone(),
+            seen,
+        });
         for (index, block) in self.h.iter().enumerate() {
             x = block.forward(
                 x,
-                embedded.mask.as_ref(),
+                mask.as_ref(),
                 cache.as_deref_mut().map(|c| (c, index)),
                 pass,
             );
@@ -271,6 +277,7 @@ impl Block {
             c_fc,
             mlp_c_proj,
             after_mlp: None,
+            after_layer: None,
             spec: AttentionSpec {
                 heads,
                 kv_heads: heads,
@@ -302,7 +309,8 @@ impl Block {
             output,
             norm: None,
         };
-        x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
+        let x = x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass);
+        TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 
     fn attention(
@@ -351,22 +359,27 @@ impl Block {
         self.c_fc = surgeon.projection(c_fc, self.c_fc);
         self.mlp_c_proj = surgeon.projection(mlp_c_proj, self.mlp_c_proj);
         self.after_mlp = surgeon.tap(layer, Role::AfterMlp, self.after_mlp);
+        self.after_layer = surgeon.tap(layer, Role::AfterLayer, self.after_layer);
         self
     }
 }
 
 impl Host for Gpt2 {
     fn geometry(&self) -> Geometry {
+        let layers = self.config.n_layer;
+        let mut taps = tap_sites(layers, |layer, role| match role {
+            Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
+            _ => format!("transformer.h.{layer}.output_adapters"),
+        });
+        let whole = layer_sites(layers, |layer| format!("transformer.h.{layer}.reft_layer"));
+        taps.extend(whole);
         Geometry {
-            layers: self.config.n_layer,
+            layers,
             width: self.config.n_embd,
             kv_width: self.config.n_embd,
             kv_heads: self.config.n_head,
             sites: self.plan.sites.clone(),
-            taps: tap_sites(self.config.n_layer, |layer, role| match role {
-                Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
-                _ => format!("transformer.h.{layer}.output_adapters"),
-            }),
+            taps,
             table: Table {
                 path: "transformer.wte".into(),
                 rows: self.config.vocab_size,

@@ -21,6 +21,8 @@ pub struct PhmShape {
     pub n: usize,
     /// Rank of the right-hand factors.
     pub rank: usize,
+    /// Whether the left-hand factors are those the whole model shares.
+    pub shared_rule: bool,
 }
 
 /// The rules of a whole model, `[n, n, n]`.
@@ -55,21 +57,17 @@ pub struct PhmLinear {
 const OWN_RULE: f64 = 0.01;
 
 impl PhmLinear {
-    /// A layer of these widths; with rules of its own where `own_rule` says so.
-    fn new(
-        (d_in, d_out): (usize, usize),
-        shape: PhmShape,
-        own_rule: bool,
-        init: &mut Init,
-    ) -> Self {
+    /// A layer of these widths.
+    fn new((d_in, d_out): (usize, usize), shape: PhmShape, init: &mut Init) -> Self {
         let PhmShape { n, rank, .. } = shape;
         let (rows, columns) = (d_in / n, d_out / n);
         // Glorot's deviation of each small matrix.
         let glorot = |a: usize, b: usize| (2.0 / (a + b) as f64).sqrt();
+        let own_rule = (!shape.shared_rule).then(|| init.normal([n, n, n], OWN_RULE));
         let left = init.normal([n, rows, rank], glorot(rows, rank));
         let right = init.normal([n, rank, columns], glorot(rank, columns));
         Self {
-            rule: own_rule.then(|| Param::from_tensor(init.normal([n, n, n], OWN_RULE))),
+            rule: own_rule.map(Param::from_tensor),
             left: Param::from_tensor(left),
             right: Param::from_tensor(right),
             bias: Param::from_tensor(init.zeros([d_out])),
@@ -110,18 +108,17 @@ pub struct PhmBottleneck {
 }
 
 impl PhmBottleneck {
-    /// A bottleneck of this shape; its layers have rules of their own where `own_rules` says so.
+    /// A bottleneck of this shape.
     pub fn new(
         shape: PhmShape,
-        own_rules: bool,
         non_linearity: Activation,
         scaling: Scaling,
         init: &mut Init,
     ) -> Self {
         let PhmShape { d, m, .. } = shape;
         Self {
-            down: PhmLinear::new((d, m), shape, own_rules, init),
-            up: PhmLinear::new((m, d), shape, own_rules, init),
+            down: PhmLinear::new((d, m), shape, init),
+            up: PhmLinear::new((m, d), shape, init),
             scaling: scaling.param(d, init),
             factor: scaling.factor(),
             dropout: DropoutConfig::new(0.0).init(),
@@ -137,9 +134,9 @@ impl PhmBottleneck {
     }
 
     /// Closed form of the number of parameters, shared rules aside.
-    pub fn parameters(shape: PhmShape, own_rules: bool, scaling: Scaling) -> usize {
-        let PhmShape { d, m, n, rank } = shape;
-        let rules = if own_rules { 2 * n * n * n } else { 0 };
+    pub fn parameters(shape: PhmShape, scaling: Scaling) -> usize {
+        let PhmShape { d, m, n, rank, .. } = shape;
+        let rules = if shape.shared_rule { 0 } else { 2 * n * n * n };
         2 * rank * (d + m) + d + m + rules + scaling.parameters(d)
     }
 

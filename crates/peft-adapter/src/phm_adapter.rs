@@ -97,10 +97,15 @@ impl<K: PhmKind> PhmAdapter<K> {
 
     fn shape(&self, layer: usize, d: usize) -> Result<PhmShape, CoreError> {
         let m = self.plain().width(layer, d)?;
-        let (n, rank) = (self.phm_dim, self.phm_rank);
-        let shape = PhmShape { d, m, n, rank };
+        let n = self.phm_dim;
         if n > 0 && d.is_multiple_of(n) && m.is_multiple_of(n) {
-            return Ok(shape);
+            return Ok(PhmShape {
+                d,
+                m,
+                n,
+                rank: self.phm_rank,
+                shared_rule: self.shared_phm_rule,
+            });
         }
         let expected = format!("a divisor of the widths {d} and {m}");
         Err(CoreError::bad_value("phm_dim", n, &expected))
@@ -221,18 +226,19 @@ impl<K: PhmKind> Method for PhmAdapter<K> {
             return None;
         }
         let shape = self.shape(layer, d).ok()?;
-        let own_rules = !self.shared_phm_rule;
-        let adapter = PhmBottleneck::new(shape, own_rules, self.non_linearity, self.scaling, init);
+        let adapter = PhmBottleneck::new(shape, self.non_linearity, self.scaling, init);
         Some(K::slot(adapter.with_dropout(self.dropout)))
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        let own_rules = !self.shared_phm_rule;
         let each = |tap: &TapSite| match self.shape(tap.layer, geometry.width) {
-            Ok(shape) => PhmBottleneck::parameters(shape, own_rules, self.scaling),
+            Ok(shape) => PhmBottleneck::parameters(shape, self.scaling),
             Err(_) => 0,
         };
-        let shared = if own_rules { 0 } else { self.phm_dim.pow(3) };
+        let shared = match self.shared_phm_rule {
+            true => self.phm_dim.pow(3),
+            false => 0,
+        };
         self.plain().places(geometry).map(each).sum::<usize>() + shared
     }
 

@@ -83,23 +83,6 @@ impl<H: Host> Adapted<H> {
         pass
     }
 
-    /// The model without what only training needs: a slot that can settle takes its final form and
-    /// stands on its own, so that shared state is dropped with it.
-    #[must_use]
-    pub fn settled(self) -> Self {
-        let mut settler = Settler {
-            pass: Pass::with_shared(self.shared.as_ref()),
-            settled: false,
-        };
-        let host = self.host.rebuild(&mut settler);
-        let Settler { settled, .. } = settler;
-        Self {
-            host,
-            shared: self.shared.filter(|_| !settled),
-            position_offset: self.position_offset,
-        }
-    }
-
     /// The same function as a plain model, or none where a part of the method does not merge.
     pub fn merge(self) -> Option<H> {
         let Adapted { host, shared, .. } = self;
@@ -341,24 +324,6 @@ impl Surgeon for Merger<'_> {
     fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
         self.complete &= old.is_none();
         old
-    }
-}
-
-struct Settler<'a> {
-    pass: Pass<'a>,
-    settled: bool,
-}
-
-impl Surgeon for Settler<'_> {
-    fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
-        let new = old.as_ref().and_then(|slot| slot.settled(&self.pass));
-        self.settled |= new.is_some();
-        new.or(old)
-    }
-    fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
-        let new = old.as_ref().and_then(|slot| slot.settled(&self.pass));
-        self.settled |= new.is_some();
-        new.or(old)
     }
 }
 

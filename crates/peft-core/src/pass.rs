@@ -8,6 +8,15 @@ use burn::tensor::Tensor;
 use crate::erased::{DynModule, Holder};
 use crate::projection::short_type_name;
 
+/// What layers may know of the tokens of a pass.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    /// `[batch, keys]`, 1 at real tokens and 0 at padding; none where nothing is padded.
+    pub mask: Option<Tensor<2>>,
+    /// How many tokens of every row a cache holds already.
+    pub seen: usize,
+}
+
 /// Context of one forward pass: state shared across layers, and losses that layers add.
 #[derive(Default)]
 #[non_exhaustive]
@@ -16,6 +25,7 @@ pub struct Pass<'a> {
     pub position_offset: usize,
     shared: Option<&'a SharedSlot>,
     losses: RefCell<Vec<Tensor<1>>>,
+    text: RefCell<Text>,
 }
 
 impl<'a> Pass<'a> {
@@ -40,6 +50,16 @@ impl<'a> Pass<'a> {
         self.shared
             .and_then(|slot| slot.0.as_any().downcast_ref())
             .unwrap_or_else(|| panic!("the pass carries no shared {}", short_type_name::<S>()))
+    }
+
+    /// Tells the layers of the pass what tokens it is about; models do before their first layer.
+    pub fn see(&self, text: Text) {
+        self.text.replace(text);
+    }
+
+    /// What tokens the pass is about.
+    pub fn text(&self) -> Text {
+        self.text.borrow().clone()
     }
 
     /// Adds an auxiliary loss (load balancing, orthogonality), `[1]`, to the training loss.

@@ -29,6 +29,9 @@ pub enum Role {
     AfterAttention,
     /// The feed-forward sublayer as a whole.
     AfterMlp,
+    /// A whole transformer layer: what sits there gets the layer's output, normalised in post-norm
+    /// models, and gives what takes its place.
+    AfterLayer,
     /// The attention core, where keys and values meet the queries.
     Attention,
     /// The output of the embedding layer.
@@ -51,6 +54,7 @@ impl Role {
             Role::Down => "down",
             Role::AfterAttention => "after_attention",
             Role::AfterMlp => "after_mlp",
+            Role::AfterLayer => "after_layer",
             Role::Attention => "attention",
             Role::Embedding => "embedding",
             Role::Head => "head",

@@ -9,7 +9,8 @@ use crate::projection::short_type_name;
 
 /// A sublayer (attention or feed-forward) just before its residual sum.
 pub struct Sublayer<'a> {
-    /// The residual stream the sublayer's output will be added to, `[batch, sequence, d]`.
+    /// The residual stream the sublayer's output will be added to, `[batch, sequence, d]`; the
+    /// output itself for a whole layer, where nothing is added any more.
     pub residual: Tensor<3>,
     /// The sublayer's output, `[batch, sequence, d]`.
     pub output: Tensor<3>,
@@ -28,9 +29,21 @@ impl Sublayer<'_> {
     }
 }
 
+impl<'a> Sublayer<'a> {
+    /// A whole layer's output.
+    pub fn whole_layer(output: Tensor<3>) -> Self {
+        Self {
+            residual: output.clone(),
+            output,
+            norm: None,
+        }
+    }
+}
+
 /// Sits on a sublayer: maps `(residual, output)` to the output that takes the old one's place.
 pub trait Tap: Module + 'static {
-    /// The new output, `[batch, sequence, d]`; the model adds it to the residual stream.
+    /// The new output, `[batch, sequence, d]`; the model adds it to the residual stream, but for a
+    /// whole layer's.
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3>;
 }
 

@@ -43,6 +43,7 @@ struct ToyLayer {
     up: Proj,
     down: Proj,
     after_mlp: Option<TapSlot>,
+    after_layer: Option<TapSlot>,
     #[module(skip)]
     sites: Vec<Site>,
     #[module(skip)]
@@ -140,6 +141,7 @@ impl ToyLayer {
             up: b.linear("mlp.up", Role::Up, WIDTH, INNER),
             down: b.linear("mlp.down", Role::Down, INNER, WIDTH),
             after_mlp: None,
+            after_layer: None,
             sites: b.sites,
             params: b.params,
         }
@@ -175,7 +177,8 @@ impl ToyLayer {
             output,
             norm: None,
         };
-        x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass)
+        let x = x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass);
+        TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 
     fn rebuild(mut self, layer: usize, surgeon: &mut dyn Surgeon) -> Self {
@@ -191,6 +194,7 @@ impl ToyLayer {
         self.up = surgeon.projection(up, self.up);
         self.down = surgeon.projection(down, self.down);
         self.after_mlp = surgeon.tap(layer, Role::AfterMlp, self.after_mlp);
+        self.after_layer = surgeon.tap(layer, Role::AfterLayer, self.after_layer);
         self
     }
 }
@@ -218,12 +222,15 @@ impl Host for Toy {
             sites: self.layers.iter().flat_map(|l| l.sites.clone()).collect(),
             taps: (0..LAYERS)
                 .flat_map(|layer| {
-                    [(Role::AfterAttention, "attn"), (Role::AfterMlp, "mlp")].map(|(role, name)| {
-                        TapSite {
-                            layer,
-                            role,
-                            path: format!("layers.{layer}.{name}"),
-                        }
+                    [
+                        (Role::AfterAttention, "attn"),
+                        (Role::AfterMlp, "mlp"),
+                        (Role::AfterLayer, "layer"),
+                    ]
+                    .map(|(role, name)| TapSite {
+                        layer,
+                        role,
+                        path: format!("layers.{layer}.{name}"),
                     })
                 })
                 .collect(),

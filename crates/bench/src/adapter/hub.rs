@@ -32,6 +32,8 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
         let folder = folder.display();
         format!("`{folder}` has neither `{TENSORS}` nor `{PICKLED}`")
     })?;
+    // A prefix is there once for the model and again below every layer that reads it.
+    tensors.retain(|key, _| !key.contains(".prefix_tuning.pool."));
     tensors.extend(files::tensors(folder, HEAD, PICKLED_HEAD)?.unwrap_or_default());
     Ok(tensors)
 }

@@ -3,7 +3,7 @@
 libraries save them, and what the libraries compute from them.
 
     pip install torch==2.15.0 transformers==4.57.6 peft==0.21.2 adapters==1.3.0 bitsandbytes==0.50.2 safetensors==0.8.0
-    python make.py [--seed 1]
+    python make.py [--seed 1] [--missing]
 
 base/NAME       config.json, model.safetensors, inputs.safetensors (row 1 is padded on the right)
 peft/NAME       adapter/ and expected.safetensors (logits); gpt2-lora also merged/
@@ -13,6 +13,7 @@ train/NAME      batches.safetensors, start/, final/, expected.safetensors (losse
 import argparse
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import adapters
@@ -50,6 +51,15 @@ PEFT = {
     "bert-lora_bias_all": lambda: peft.LoraConfig(**LORA, target_modules=["query", "value"], bias="all"),
     "bert-lora_bias_lora_only": lambda: peft.LoraConfig(**LORA, target_modules=["query", "value"], bias="lora_only"),
     "bert-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "bert-ln_tuning": lambda: peft.LNTuningConfig(target_modules=["attention.output.LayerNorm"]),
+    "gpt2-ln_tuning": lambda: peft.LNTuningConfig(target_modules=r".*\.(ln_1|ln_f)"),
+    "gpt2-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "bert-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "roberta-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "gpt2-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
+    "bert-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=2, encoder_hidden_size=16),
+    "gpt2-prefix_projection": lambda: peft.PrefixTuningConfig(
+        num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16),
     "llama-lora_regex": lambda: peft.LoraConfig(**LORA, target_modules=r".*\.1\..*(q_proj|up_proj)"),
     "llama-lora_layers": lambda: peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"], layers_to_transform=[1]),
     "llama-lora_exclude": lambda: peft.LoraConfig(
@@ -66,6 +76,17 @@ HUB = {
     "bert-scaled_par_bn": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="learned"),
     "bert-channel": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="channel"),
     "bert-factors": lambda: adapters.DoubleSeqBnConfig(reduction_factor={"1": 8, "default": 2}, leave_out=[0]),
+    "bert-compacter": lambda: adapters.CompacterConfig(reduction_factor=3),
+    "bert-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=4, phm_dim=3),
+    "gpt2-compacter_own_rules": lambda: adapters.CompacterConfig(
+        reduction_factor=3, phm_dim=2, phm_rank=2, shared_phm_rule=False, scaling="learned"),
+    "bert-houlsby_inv": lambda: adapters.DoubleSeqBnInvConfig(reduction_factor=4, inv_adapter_reduction_factor=3),
+    "roberta-pfeiffer_inv": lambda: adapters.SeqBnInvConfig(reduction_factor=4),
+    "bert-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
+    "roberta-loreft_tied": lambda: adapters.LoReftConfig(
+        r=3, suffix_positions=1, tied_weights=True, layers=[1], dropout=0.0),
+    "gpt2-loreft": lambda: adapters.LoReftConfig(r=2, prefix_positions=5, suffix_positions=4, dropout=0.0),
+    "gpt2-noreft": lambda: adapters.NoReftConfig(r=2, dropout=0.0),
     "gpt2-houlsby": lambda: adapters.DoubleSeqBnConfig(reduction_factor=5, non_linearity="swish"),
     "gpt2-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
     "gpt2-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
@@ -82,6 +103,13 @@ def stir(parameters, by=0.1):
     with torch.no_grad():
         for p in parameters:
             p.add_(torch.randn_like(p) * by)
+
+
+def set_signs(named_parameters):
+    """Whole signs on the diagonals of orthogonal parametrisations: PyTorch drops fractions of them."""
+    for name, p in named_parameters:
+        if name.endswith("parametrizations.weight.original"):
+            p.data.diagonal().copy_(torch.randn(min(p.shape)).sign())
 
 
 def save(tensors, file):
@@ -123,10 +151,16 @@ def task(name):
     return "SEQ_CLS" if name in ("bert", "roberta") else "CAUSAL_LM"
 
 
-def make_peft():
-    for name, config in PEFT.items():
-        kind, folder = name.split("-")[0], HERE / "peft" / name
-        config = config()
+def wanted(part, cases, seed):
+    """The cases that are not there yet, each with random numbers of its own."""
+    for name, config in cases.items():
+        if not (HERE / part / name).exists():
+            torch.manual_seed(zlib.crc32(f"{seed} {part}/{name}".encode()))
+            yield name, name.split("-")[0], HERE / part / name, config()
+
+
+def make_peft(seed):
+    for name, kind, folder, config in wanted("peft", PEFT, seed):
         config.task_type = task(kind)
         model = peft.get_peft_model(base(kind), config).eval()
         stir([p for p in model.parameters() if p.requires_grad])
@@ -139,15 +173,15 @@ def make_peft():
             (folder / "merged" / "generation_config.json").unlink(missing_ok=True)
 
 
-def make_hub():
-    for name, config in HUB.items():
-        kind, folder = name.split("-")[0], HERE / "adapterhub" / name
+def make_hub(seed):
+    for name, kind, folder, config in wanted("adapterhub", HUB, seed):
         model = base(kind)
         adapters.init(model)
-        model.add_adapter("golden", config=config())
+        model.add_adapter("golden", config=config)
         model.train_adapter("golden")
         with_head = name.endswith("_with_head")
         stir([p for n, p in model.named_parameters() if p.requires_grad and (with_head or ".golden." in n)])
+        set_signs(model.named_parameters())
         model.eval()
         folder.mkdir(parents=True)
         model.save_adapter(str(folder / "adapter"), "golden", use_safetensors=True, with_head=with_head)
@@ -229,11 +263,16 @@ def make_train():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=1)
-    torch.manual_seed(parser.parse_args().seed)
-    for part in ("base", "peft", "adapterhub", "train"):
-        shutil.rmtree(HERE / part, ignore_errors=True)
-    for make in (make_bases, make_peft, make_hub, make_train):
-        make()
+    parser.add_argument("--missing", action="store_true", help="only the adapters that are not there yet")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    if not args.missing:
+        for part in ("base", "peft", "adapterhub", "train"):
+            shutil.rmtree(HERE / part, ignore_errors=True)
+        make_bases()
+        make_train()
+    make_peft(args.seed)
+    make_hub(args.seed)
 
 
 if __name__ == "__main__":

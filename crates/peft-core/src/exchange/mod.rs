@@ -58,14 +58,25 @@ pub enum Form {
         theirs: Vec<usize>,
     },
     /// Neighbouring columns of a matrix that several places share.
-    Columns {
-        /// The first column.
-        start: usize,
-        /// How many.
-        count: usize,
-        /// Width of their matrix.
-        width: usize,
+    Columns(Columns),
+    /// Likewise of a matrix they keep as one vector, row by row.
+    FlatColumns(Columns),
+    /// The diagonal of a matrix another place holds the rest of; its rule comes before this one.
+    Diagonal {
+        /// Their matrix.
+        shape: [usize; 2],
     },
+}
+
+/// Neighbouring columns of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Columns {
+    /// The first column.
+    pub start: usize,
+    /// How many.
+    pub count: usize,
+    /// Width of their matrix.
+    pub width: usize,
 }
 
 impl Foreign {
@@ -133,12 +144,23 @@ pub fn export(ours: &Tensors, rules: &[Rule]) -> Result<Tensors, CoreError> {
                 let data = TensorData::new(floats(data), shape.clone());
                 theirs.insert(rule.key.clone(), data);
             }
-            Form::Columns { start, width, .. } => {
+            Form::Columns(columns) | Form::FlatColumns(columns) => {
                 let rows = data.shape()[0];
+                let flat = matches!(rule.form, Form::FlatColumns(_));
+                let shape = match flat {
+                    true => vec![rows * columns.width],
+                    false => vec![rows, columns.width],
+                };
                 let whole = theirs
                     .remove(&rule.key)
-                    .unwrap_or_else(|| TensorData::zeros::<f32, _>([rows, *width]));
-                theirs.insert(rule.key.clone(), with_columns(whole, data, *start));
+                    .unwrap_or_else(|| TensorData::zeros::<f32, _>(shape));
+                theirs.insert(rule.key.clone(), with_columns(whole, data, *columns));
+            }
+            Form::Diagonal { shape } => {
+                let whole = theirs
+                    .remove(&rule.key)
+                    .unwrap_or_else(|| TensorData::zeros::<f32, _>(*shape));
+                theirs.insert(rule.key.clone(), with_diagonal(whole, data));
             }
         }
     }
@@ -185,19 +207,29 @@ fn inverted(data: &TensorData, form: &Form) -> Result<TensorData, String> {
             Ok(TensorData::new(floats(data), ours.clone()))
         }
         Form::Shaped { theirs, .. } => Err(format!("has shape {shape:?}, expected {theirs:?}")),
-        Form::Columns {
-            start,
-            count,
-            width,
-        } if shape.len() == 2 && shape[1] == *width => {
-            let values = floats(data);
-            let rows = values.chunks(*width);
-            let part: Vec<f32> = rows
-                .flat_map(|row| row[*start..start + count].to_vec())
-                .collect();
-            Ok(TensorData::new(part, [shape[0], *count]))
+        Form::Columns(columns) if shape.len() == 2 && shape[1] == columns.width => {
+            Ok(columns_of(data, *columns))
         }
-        Form::Columns { width, .. } => Err(format!("has shape {shape:?}, expected [n, {width}]")),
+        Form::FlatColumns(columns)
+            if shape.len() == 1 && shape[0].is_multiple_of(columns.width) =>
+        {
+            Ok(columns_of(data, *columns))
+        }
+        Form::Columns(Columns { width, .. }) => {
+            Err(format!("has shape {shape:?}, expected [n, {width}]"))
+        }
+        Form::FlatColumns(Columns { width, .. }) => Err(format!(
+            "has shape {shape:?}, expected a multiple of {width}"
+        )),
+        Form::Diagonal { shape: expected } if shape == expected => {
+            let (values, step) = (floats(data), shape[1] + 1);
+            let diagonal: Vec<f32> = values.into_iter().step_by(step).collect();
+            let count = shape[0].min(shape[1]);
+            Ok(TensorData::new(diagonal[..count].to_vec(), [count]))
+        }
+        Form::Diagonal { shape: expected } => {
+            Err(format!("has shape {shape:?}, expected {expected:?}"))
+        }
     }
 }
 
@@ -219,12 +251,40 @@ fn transposed(data: &TensorData) -> TensorData {
     TensorData::new(values.collect::<Vec<_>>(), [columns, rows])
 }
 
-fn with_columns(whole: TensorData, part: &TensorData, start: usize) -> TensorData {
-    let (width, part_width) = (whole.shape()[1], part.shape()[1]);
+fn columns_of(data: &TensorData, columns: Columns) -> TensorData {
+    let Columns {
+        start,
+        count,
+        width,
+    } = columns;
+    let values = floats(data);
+    let rows = values.chunks(width);
+    let part: Vec<f32> = rows
+        .flat_map(|row| row[start..start + count].to_vec())
+        .collect();
+    let rows = part.len() / count;
+    TensorData::new(part, [rows, count])
+}
+
+fn with_columns(whole: TensorData, part: &TensorData, columns: Columns) -> TensorData {
+    let Columns {
+        start,
+        count,
+        width,
+    } = columns;
     let shape = whole.shape().to_vec();
     let (mut whole, part) = (floats(&whole), floats(part));
-    for (row, part) in whole.chunks_mut(width).zip(part.chunks(part_width)) {
-        row[start..start + part_width].copy_from_slice(part);
+    for (row, part) in whole.chunks_mut(width).zip(part.chunks(count)) {
+        row[start..start + count].copy_from_slice(part);
+    }
+    TensorData::new(whole, shape)
+}
+
+fn with_diagonal(whole: TensorData, diagonal: &TensorData) -> TensorData {
+    let shape = whole.shape().to_vec();
+    let (mut whole, step) = (floats(&whole), shape[1] + 1);
+    for (at, value) in whole.iter_mut().step_by(step).zip(floats(diagonal)) {
+        *at = value;
     }
     TensorData::new(whole, shape)
 }
@@ -240,12 +300,12 @@ mod tests {
 
     fn rules() -> Vec<Rule> {
         let columns = |place: &str, start, count| {
-            let form = Form::Columns {
+            let columns = Columns {
                 start,
                 count,
                 width: 5,
             };
-            Rule::new(place, "both", form)
+            Rule::new(place, "both", Form::Columns(columns))
         };
         vec![
             Rule::transposed("q/a", "q.lora_A"),
@@ -278,6 +338,29 @@ mod tests {
         assert_eq!(theirs["q.lora_A"].shape().to_vec(), [3, 2]);
         assert_eq!(theirs["both"].shape().to_vec(), [4, 5]);
         assert_eq!(import(theirs, &rules(), "x").unwrap(), ours());
+    }
+
+    #[test]
+    fn a_diagonal_goes_into_the_matrix_and_comes_out_of_it() {
+        for (rows, columns) in [(2, 3), (3, 2)] {
+            let form = Form::Diagonal {
+                shape: [rows, columns],
+            };
+            let rules = [
+                Rule::as_is("rest", "whole"),
+                Rule::new("signs", "whole", form),
+            ];
+            let signs = TensorData::new(vec![-1f32, 7.0], [2]);
+            let ours = Tensors::from([
+                ("rest".into(), matrix(rows, columns)),
+                ("signs".into(), signs.clone()),
+            ]);
+            let theirs = export(&ours, &rules).unwrap();
+            let mut expected = floats(&matrix(rows, columns));
+            (expected[0], expected[columns + 1]) = (-1.0, 7.0);
+            assert_eq!(floats(&theirs["whole"]), expected);
+            assert_eq!(import(theirs, &rules, "x").unwrap()["signs"], signs);
+        }
     }
 
     #[test]

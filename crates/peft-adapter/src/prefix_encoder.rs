@@ -1,0 +1,136 @@
+//! The network that makes the prefixes of all layers while training.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{Attend, AttendSlot, Heads, Init, Pass, Rule, kernels};
+
+use crate::prefix::PrefixAttention;
+
+/// Sizes of a prefix network.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderShape {
+    /// Number of virtual tokens.
+    pub tokens: usize,
+    /// Width of the model.
+    pub d: usize,
+    /// Width of the hidden layer.
+    pub hidden: usize,
+    /// Width of the prefixes of all layers together, keys and values.
+    pub out: usize,
+}
+
+/// Trained tokens and two linear layers with tanh between them, whose output are the keys and the
+/// values of every layer side by side.
+#[derive(Module, Debug)]
+pub struct PrefixEncoder {
+    /// `[n, d]`
+    tokens: Param<Tensor<2>>,
+    /// `[d, hidden]`
+    down: Param<Tensor<2>>,
+    /// `[hidden]`
+    down_bias: Param<Tensor<1>>,
+    /// `[hidden, out]`
+    up: Param<Tensor<2>>,
+    /// `[out]`
+    up_bias: Param<Tensor<1>>,
+}
+
+impl PrefixEncoder {
+    /// A network that starts as PyTorch's layers do.
+    pub fn new(shape: EncoderShape, init: &mut Init) -> Self {
+        let EncoderShape {
+            tokens,
+            d,
+            hidden,
+            out,
+        } = shape;
+        Self {
+            tokens: Param::from_tensor(init.normal([tokens, d], 1.0)),
+            down: Param::from_tensor(init.kaiming_uniform([d, hidden], d)),
+            down_bias: Param::from_tensor(init.kaiming_uniform([hidden], d)),
+            up: Param::from_tensor(init.kaiming_uniform([hidden, out], hidden)),
+            up_bias: Param::from_tensor(init.kaiming_uniform([out], hidden)),
+        }
+    }
+
+    /// Closed form of the number of parameters.
+    pub fn parameters(shape: EncoderShape) -> usize {
+        let EncoderShape {
+            tokens,
+            d,
+            hidden,
+            out,
+        } = shape;
+        tokens * d + d * hidden + hidden + hidden * out + out
+    }
+
+    /// The columns `[n, count]` of the output from `start` on.
+    fn columns(&self, start: usize, count: usize) -> Tensor<2> {
+        let h = kernels::linear(
+            self.tokens.val(),
+            self.down.val(),
+            Some(self.down_bias.val()),
+        );
+        let up = self.up.val().narrow(1, start, count);
+        let bias = self.up_bias.val().narrow(0, start, count);
+        kernels::linear(h.tanh(), up, Some(bias))
+    }
+
+    /// The tensors as AdapterHub keeps them below this path.
+    pub(crate) fn rules(path: &str) -> Vec<Rule> {
+        let transposed = |ours: &str, theirs: &str| {
+            Rule::transposed(format!("shared/{ours}"), format!("{path}.{theirs}.weight"))
+        };
+        let bias = |ours: &str, theirs: &str| {
+            Rule::as_is(
+                format!("shared/{ours}_bias"),
+                format!("{path}.{theirs}.bias"),
+            )
+        };
+        vec![
+            Rule::as_is("shared/tokens", format!("{path}.wte.weight")),
+            transposed("down", "control_trans.0"),
+            bias("down", "control_trans.0"),
+            transposed("up", "control_trans.2"),
+            bias("up", "control_trans.2"),
+        ]
+    }
+}
+
+/// Attention with a layer's part of what the shared network makes.
+#[derive(Module, Debug)]
+pub struct ProjectedPrefix {
+    layer: usize,
+    kv_width: usize,
+}
+
+impl ProjectedPrefix {
+    /// The prefix of a layer whose keys have this width.
+    pub fn new(layer: usize, kv_width: usize) -> Self {
+        Self { layer, kv_width }
+    }
+
+    /// Keys and values, each `[n, kv_width]`.
+    fn prefix(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+        let width = self.kv_width;
+        let encoder: &PrefixEncoder = pass.shared();
+        let both = encoder.columns(2 * self.layer * width, 2 * width);
+        (
+            both.clone().narrow(1, 0, width),
+            both.narrow(1, width, width),
+        )
+    }
+}
+
+impl Attend for ProjectedPrefix {
+    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+        let (keys, values) = self.prefix(pass);
+        heads.with_prefix(keys, values).attend()
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
+        let (keys, values) = self.prefix(pass);
+        let prefix = PrefixAttention::new(keys.detach(), values.detach());
+        Some(AttendSlot::new(prefix))
+    }
+}
