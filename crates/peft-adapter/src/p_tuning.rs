@@ -120,10 +120,12 @@ impl Method for PTuning {
 
     fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
         let (n, d) = (self.num_virtual_tokens, table.width);
-        let tokens = init.normal([n, d], 1.0);
         Some(match self.encoder_reparameterization_type {
-            Encoder::Mlp => LookupSlot::new(PromptEncoder::new(tokens, self.hidden(d), init)),
-            Encoder::None => LookupSlot::new(Prompt::new(tokens)),
+            Encoder::Mlp => {
+                let tokens = init.normal([n, d], 1.0);
+                LookupSlot::new(PromptEncoder::new(tokens, self.hidden(d), init))
+            }
+            Encoder::None => LookupSlot::new(Prompt::new(init.uniform([n, d], 0.5))),
         })
     }
 

@@ -29,7 +29,7 @@ pub struct PromptTuning {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptInit {
-    /// Independent normal values of deviation 1, PyTorch's start of an embedding.
+    /// Independent uniform values between -0.5 and 0.5, as in the paper.
     Random,
     /// The embeddings of tokens drawn from the whole vocabulary.
     SampleVocab,
@@ -139,7 +139,7 @@ impl Method for PromptTuning {
 
     fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
         let shape = [self.num_virtual_tokens, table.width];
-        Some(LookupSlot::new(Prompt::new(init.normal(shape, 1.0))))
+        Some(LookupSlot::new(Prompt::new(init.uniform(shape, 0.5))))
     }
 
     fn position_offset(&self) -> usize {

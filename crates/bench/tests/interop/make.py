@@ -87,6 +87,9 @@ HUB = {
         r=3, suffix_positions=1, tied_weights=True, layers=[1], dropout=0.0),
     "gpt2-loreft": lambda: adapters.LoReftConfig(r=2, prefix_positions=5, suffix_positions=4, dropout=0.0),
     "gpt2-noreft": lambda: adapters.NoReftConfig(r=2, dropout=0.0),
+    "bert-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
+    "bert-prefix_flat": lambda: adapters.PrefixTuningConfig(flat=True, prefix_length=3),
+    "gpt2-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
     "gpt2-houlsby": lambda: adapters.DoubleSeqBnConfig(reduction_factor=5, non_linearity="swish"),
     "gpt2-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
     "gpt2-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
@@ -94,8 +97,8 @@ HUB = {
 }
 
 
-def base(name):
-    return BASES[name][0].from_pretrained(HERE / "base" / name).eval()
+def base(name, **options):
+    return BASES[name][0].from_pretrained(HERE / "base" / name, **options).eval()
 
 
 def stir(parameters, by=0.1):
@@ -173,9 +176,18 @@ def make_peft(seed):
             (folder / "merged" / "generation_config.json").unlink(missing_ok=True)
 
 
+def save_prefix(folder):
+    """The pickled prefix without its copies, which keep the library from writing safetensors."""
+    tensors = torch.load(folder / "adapter_bin" / "pytorch_adapter.bin")
+    save({k: v for k, v in tensors.items() if ".pool." not in k}, folder / "adapter" / "adapter.safetensors")
+    shutil.copy(folder / "adapter_bin" / "adapter_config.json", folder / "adapter")
+
+
 def make_hub(seed):
     for name, kind, folder, config in wanted("adapterhub", HUB, seed):
-        model = base(kind)
+        is_prefix = isinstance(config, adapters.PrefixTuningConfig)
+        # With its default attention the library masks GPT-2's prefixes out.
+        model = base(kind, attn_implementation="eager") if is_prefix else base(kind)
         adapters.init(model)
         model.add_adapter("golden", config=config)
         model.train_adapter("golden")
@@ -184,8 +196,11 @@ def make_hub(seed):
         set_signs(model.named_parameters())
         model.eval()
         folder.mkdir(parents=True)
-        model.save_adapter(str(folder / "adapter"), "golden", use_safetensors=True, with_head=with_head)
         model.save_adapter(str(folder / "adapter_bin"), "golden", with_head=with_head)
+        if is_prefix:
+            save_prefix(folder)
+        else:
+            model.save_adapter(str(folder / "adapter"), "golden", use_safetensors=True, with_head=with_head)
         save({"logits": logits(model, kind)}, folder / "expected.safetensors")
         write_case(folder, base_dir=f"base/{kind}", library=f"adapters {adapters.__version__}")
 
