@@ -78,7 +78,8 @@ impl Writer<'_> {
     ) -> Result<Vec<Completion>> {
         ensure!(!stop.iter().any(String::is_empty), "a stop text is empty");
         let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
-        let (new, limit) = (generation.max_new_tokens, self.model.host.max_length());
+        let (new, offset) = (generation.max_new_tokens, self.model.position_offset);
+        let limit = self.model.host.max_length().saturating_sub(offset);
         ensure!(
             longest + new <= limit,
             "{longest} prompt tokens and {new} new ones exceed the model's {limit} positions; \

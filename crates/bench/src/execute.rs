@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use models::Model;
 use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
@@ -172,6 +172,7 @@ pub fn run(
     let base = loaded.model.geometry();
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
+    check_positions(&data, &model)?;
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
     record.data = data.info.clone();
@@ -251,6 +252,20 @@ fn finish(
         eval_s: started.elapsed().as_secs_f64(),
         ..outcome.time
     };
+    Ok(())
+}
+
+/// Refuses examples that do not fit the positions which virtual tokens leave free.
+fn check_positions(data: &Data, model: &Adapted<Model>) -> Result<()> {
+    let splits = &data.splits;
+    let examples = splits.train.iter().chain(&splits.dev).chain(&splits.test);
+    let longest = examples.map(|e| e.ids.len()).max().unwrap_or(0);
+    let (offset, limit) = (model.position_offset, model.host.max_length());
+    ensure!(
+        longest + offset <= limit,
+        "examples of up to {longest} tokens and {offset} virtual ones do not fit the model's \
+         {limit} positions; lower `max_length` or `num_virtual_tokens`"
+    );
     Ok(())
 }
 

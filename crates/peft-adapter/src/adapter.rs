@@ -156,7 +156,7 @@ impl<K: Kind> Adapter<K> {
         };
         // Rounded down, as AdapterHub does.
         let width = (d as f64 / factor).floor();
-        if factor.is_finite() && factor > 0.0 && width >= 1.0 && width < 1e9 {
+        if factor.is_finite() && factor > 0.0 && (1.0..1e9).contains(&width) {
             return Ok(width as usize);
         }
         let expected = format!("above 0 and at most the model's width {d}");

@@ -160,7 +160,10 @@ impl Session<'_> {
             tokenizer: self.tokenizer,
             device: self.device,
         };
-        let limit = model.host.max_length();
+        let limit = model
+            .host
+            .max_length()
+            .saturating_sub(model.position_offset);
         // Half of the positions at most are kept free for a long answer.
         let room = limit - self.chat.max_new_tokens.min(limit / 2);
         let asked = self.conversation.with(Role::User, message);
