@@ -338,14 +338,14 @@ mod tests {
     }
 
     #[test]
-    fn adapters_keep_the_contract_over_four_bit_weights() {
-        let nf4 = peft_qlora::Nf4::default();
-        let setting = Setting {
-            device: Device::flex(),
-            storage: Some(&nf4),
-        };
-        macro_rules! over_nf4 {
-            ($($method:ty),*) => {
+    fn adapters_keep_the_contract_over_packed_weights() {
+        macro_rules! over {
+            ($storage:expr; $($method:ty),* $(,)?) => {
+                let storage = $storage;
+                let setting = Setting {
+                    device: Device::flex(),
+                    storage: Some(&storage),
+                };
                 $(
                     contract_on::<$method, GptHost>(&setting);
                     contract::loss_falls::<$method, GptHost>(&setting);
@@ -354,13 +354,9 @@ mod tests {
             };
         }
         use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
-        over_nf4!(
-            Houlsby,
-            Pfeiffer,
-            Parallel,
-            Prefix,
-            peft_lora::Lora,
-            peft_lora::Vera
-        );
+        use peft_lora::{Lora, Vera};
+        over!(peft_qlora::Nf4::default(); Houlsby, Pfeiffer, Parallel, Prefix, Lora, Vera);
+        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
     }
 }

@@ -240,7 +240,7 @@ pub struct MethodRow {
     /// Name for plots; the method's own where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// How the frozen weights are stored: `f32` or `nf4`.
+    /// How the frozen weights are stored: `f32`, `nf4`, `fp4` or `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<String>,
     /// Learning rates in place of the study's.
