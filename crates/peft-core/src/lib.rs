@@ -9,6 +9,7 @@
 pub mod erased;
 pub mod activation;
 pub mod attend;
+pub mod blend;
 pub mod check;
 pub mod contract;
 pub mod device;
@@ -28,6 +29,7 @@ pub mod toy;
 
 pub use activation::Activation;
 pub use attend::{Attend, AttendSlot, Heads};
+pub use blend::blend;
 pub use device::device;
 pub use error::CoreError;
 pub use exchange::{Fields, Foreign, Form, Rule};

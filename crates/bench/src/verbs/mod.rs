@@ -40,6 +40,7 @@ pub(crate) fn load(
     let arg = with.map(|folder| AdapterArg {
         name: "adapter".into(),
         folder: folder.into(),
+        weight: None,
     });
     Ok(Adapters::load(model, arg.as_slice(), registry, device)?.into_last())
 }
