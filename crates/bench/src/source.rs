@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use models::{Gpt2Config, Loaded, Model};
-use peft_core::Init;
+use peft_core::{Host, Init, Proj, Site, Surgeon};
+use peft_qlora::BitsAndBytes;
 use tokenizers::Tokenizer;
 
 /// Shapes by name, for counting and timing without a checkpoint.
@@ -38,7 +39,7 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
     })
 }
 
-/// Reads a model folder.
+/// Reads a model folder; linear layers that bitsandbytes packed stay packed.
 ///
 /// # Errors
 /// If it is no Hugging Face model folder, or its tensors do not fit.
@@ -48,7 +49,21 @@ pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Lo
         "`{}` is no folder; expected one with config.json, model.safetensors and tokenizer.json",
         folder.display()
     );
-    Ok(models::load(folder, classes, init)?)
+    Ok(models::load_with(folder, classes, init, &BitsAndBytes)?)
+}
+
+/// How the linear layers of a model are packed, none where they are dense.
+pub fn packing(model: &Model) -> Option<String> {
+    struct Find(Option<String>);
+    impl Surgeon for Find {
+        fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+            self.0 = self.0.take().or_else(|| base.packing());
+            base
+        }
+    }
+    let mut find = Find(None);
+    model.clone().rebuild(&mut find);
+    find.0
 }
 
 /// Reads a folder's `tokenizer.json`.

@@ -7,6 +7,7 @@ pub mod logits;
 pub mod methods;
 pub mod params;
 pub mod pretrain;
+pub mod quantize;
 pub mod report;
 pub mod speed;
 pub mod sweep;
