@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site, TapSite};
+use peft_core::{
+    BaseParam, CoreError, Dense, DenseOnly, Init, PackedLayer, PackedReader, Part, Pass, Proj,
+    Role, Site, TapSite,
+};
 
 use crate::norm::Norm;
 
@@ -31,6 +34,8 @@ pub(crate) enum Layout {
 /// Builds layers one by one and collects every problem on the way.
 pub(crate) struct Builder<'a> {
     source: Source,
+    /// Reads the weights that a checkpoint holds packed.
+    packed: &'a dyn PackedReader,
     init: &'a mut Init,
     /// Prefix of the body's tensors, which checkpoints of the bare body leave out: `bert.`.
     body: &'static str,
@@ -74,6 +79,7 @@ impl<'a> Builder<'a> {
         let plan = Plan::default();
         Self {
             source,
+            packed: &DenseOnly,
             init,
             body,
             layer: None,
@@ -82,6 +88,12 @@ impl<'a> Builder<'a> {
             problems: Vec::new(),
             new: Vec::new(),
         }
+    }
+
+    /// Reads packed weights with this.
+    pub(crate) fn with_packed(mut self, packed: &'a dyn PackedReader) -> Self {
+        self.packed = packed;
+        self
     }
 
     /// Marks what follows as part of this transformer layer.
@@ -143,7 +155,12 @@ impl<'a> Builder<'a> {
     ) -> Param<Tensor<D>> {
         let shape = value.dims().to_vec();
         let param = Param::from_tensor(value);
-        let (id, name, layer) = (param.id, name.to_string(), self.layer);
+        self.remember(param.id, name, part, shape);
+        param
+    }
+
+    fn remember(&mut self, id: ParamId, name: &str, part: Part, shape: Vec<usize>) {
+        let (name, layer) = (name.to_string(), self.layer);
         self.plan.params.push(BaseParam {
             id,
             name,
@@ -153,7 +170,6 @@ impl<'a> Builder<'a> {
             transposed: false,
             role: None,
         });
-        param
     }
 
     /// An embedding table `[rows, width]`.
@@ -181,30 +197,15 @@ impl<'a> Builder<'a> {
         name: &str,
         part: Part,
         layout: Layout,
-        (d_in, d_out): (usize, usize),
+        dims: (usize, usize),
     ) -> Dense {
-        let stored = match layout {
-            Layout::OutIn => [d_out, d_in],
-            Layout::InOut => [d_in, d_out],
+        let bias = self.bias(name, part, dims);
+        // Only the layers that methods may adapt stay packed.
+        let value = match self.packed(name, dims, None) {
+            Some(packed) => contiguous(packed.weight(&Pass::new())),
+            None => self.weight(name, layout, dims),
         };
-        let weight = format!("{name}.weight");
-        let std = self.std;
-        let value = self.tensor(&weight, stored, |init| init.normal(stored, std));
-        // Own the transposed values: a view would be walked with strides in every product.
-        let value = match layout {
-            Layout::OutIn => contiguous(value.transpose()),
-            Layout::InOut => value,
-        };
-        let weight = self.param(&weight, part, value);
-        if let Some(param) = self.plan.params.last_mut() {
-            param.transposed = layout == Layout::OutIn;
-        }
-        let bias = format!("{name}.bias");
-        let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
-        Dense {
-            weight,
-            bias: Some(self.param(&bias, part, value)),
-        }
+        self.dense(name, part, layout, value, bias)
     }
 
     /// A linear layer that methods may adapt.
@@ -214,12 +215,7 @@ impl<'a> Builder<'a> {
         role: Role,
         layout: Layout,
         dims: (usize, usize),
-    ) -> Dense {
-        let first = self.plan.params.len();
-        let dense = self.linear(name, Part::Linear, layout, dims);
-        for param in &mut self.plan.params[first..] {
-            param.role = Some(role);
-        }
+    ) -> Proj {
         let layer = self.layer.expect("sites lie inside a transformer layer");
         let (d_in, d_out) = dims;
         self.plan.sites.push(Site {
@@ -229,7 +225,88 @@ impl<'a> Builder<'a> {
             d_in,
             d_out,
         });
-        dense
+        let first = self.plan.params.len();
+        let proj = self.dense_or_packed(name, layout, dims);
+        for param in &mut self.plan.params[first..] {
+            param.role = Some(role);
+        }
+        proj
+    }
+
+    fn dense_or_packed(&mut self, name: &str, layout: Layout, dims: (usize, usize)) -> Proj {
+        let bias = self.bias(name, Part::Linear, dims);
+        if let Some(packed) = self.packed(name, dims, Some(bias.clone())) {
+            let weight = format!("{name}.weight");
+            self.remember(ParamId::new(), &weight, Part::Linear, vec![dims.0, dims.1]);
+            if let Some(param) = self.plan.params.last_mut() {
+                param.transposed = layout == Layout::OutIn;
+            }
+            return packed;
+        }
+        let value = self.weight(name, layout, dims);
+        Proj::new(self.dense(name, Part::Linear, layout, value, bias))
+    }
+
+    /// The layer of this name if the checkpoint holds its weight packed.
+    fn packed(
+        &mut self,
+        name: &str,
+        dims: (usize, usize),
+        bias: Option<Param<Tensor<1>>>,
+    ) -> Option<Proj> {
+        let (device, bare) = (self.init.device().clone(), name.strip_prefix(self.body));
+        let Source::Checkpoint(tensors) = &mut self.source else {
+            return None;
+        };
+        let mut read = |path| {
+            let bias = bias.clone();
+            self.packed
+                .read(PackedLayer { path, dims, bias }, tensors, &device)
+        };
+        let packed = read(name).or_else(|| bare.and_then(read))?;
+        Some(packed.unwrap_or_else(|error| {
+            self.problems.push(error.to_string());
+            Proj::new(Dense::zeros(dims.0, dims.1, false, &device))
+        }))
+    }
+
+    /// A dense weight as `[d_in, d_out]`.
+    fn weight(&mut self, name: &str, layout: Layout, (d_in, d_out): (usize, usize)) -> Tensor<2> {
+        let stored = match layout {
+            Layout::OutIn => [d_out, d_in],
+            Layout::InOut => [d_in, d_out],
+        };
+        let std = self.std;
+        let value = self.tensor(&format!("{name}.weight"), stored, |init| {
+            init.normal(stored, std)
+        });
+        // Own the transposed values: a view would be walked with strides in every product.
+        match layout {
+            Layout::OutIn => contiguous(value.transpose()),
+            Layout::InOut => value,
+        }
+    }
+
+    fn bias(&mut self, name: &str, part: Part, (_, d_out): (usize, usize)) -> Param<Tensor<1>> {
+        let name = format!("{name}.bias");
+        let value = self.tensor(&name, [d_out], |init| init.zeros([d_out]));
+        self.param(&name, part, value)
+    }
+
+    fn dense(
+        &mut self,
+        name: &str,
+        part: Part,
+        layout: Layout,
+        weight: Tensor<2>,
+        bias: Param<Tensor<1>>,
+    ) -> Dense {
+        let weight = self.param(&format!("{name}.weight"), part, weight);
+        if let Some(param) = self.plan.params.last_mut() {
+            param.transposed = layout == Layout::OutIn;
+        }
+        let bias = Some(bias);
+        Dense { weight, bias }
     }
 
     /// A linear layer of the task head, which a checkpoint may lack.

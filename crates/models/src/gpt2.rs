@@ -249,8 +249,7 @@ impl Block {
         let inner = config.n_inner.unwrap_or(4 * d);
         let path = |name: &str| format!("transformer.h.{layer}.{name}");
         let ln_1 = b.norm(&path("ln_1"), d, eps);
-        let mut site =
-            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::InOut, dims));
+        let mut site = |name: &str, role, dims| b.site(&path(name), role, Layout::InOut, dims);
         let c_attn = site("attn.c_attn", Role::FusedQkv, (d, 3 * d));
         let c_proj = site("attn.c_proj", Role::Output, (d, d));
         let c_fc = site("mlp.c_fc", Role::Up, (d, inner));

@@ -19,4 +19,4 @@ pub use cache::Cache;
 pub use error::ModelError;
 pub use generate::{Choice, Continuation, End, Generation, generate, generate_watched};
 pub use gpt2::{Gpt2, Gpt2Config};
-pub use model::{Loaded, Model, load, logits, save};
+pub use model::{Loaded, Model, load, load_with, logits, save};

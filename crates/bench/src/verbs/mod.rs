@@ -10,6 +10,7 @@ pub mod merge;
 pub mod methods;
 pub mod params;
 pub mod pretrain;
+pub mod quantize;
 pub mod report;
 pub mod speed;
 pub mod sweep;
