@@ -1,15 +1,16 @@
 //! Builds a model's layers from a checkpoint or from random values, and remembers what each
 //! parameter is called, so that the same code loads, initialises, counts and saves.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Tensor, TensorData};
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, TensorData};
 use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site};
 
-use crate::norm::Norm;
+use crate::norm::{Norm, RmsNorm};
+use crate::plan::{LM_HEAD, Plan};
 
 /// Where values come from.
 enum Source {
@@ -21,11 +22,45 @@ enum Source {
 
 /// How a checkpoint keeps a linear layer's weight.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Layout {
+enum Layout {
     /// `[out, in]`, PyTorch's `Linear`.
     OutIn,
     /// `[in, out]`, GPT-2's `Conv1D`.
     InOut,
+}
+
+/// A linear layer as a checkpoint keeps it.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear {
+    layout: Layout,
+    d_in: usize,
+    d_out: usize,
+    bias: bool,
+}
+
+impl Linear {
+    /// PyTorch's `Linear` of `(d_in, d_out)` features, with a bias.
+    pub(crate) fn out_in((d_in, d_out): (usize, usize)) -> Self {
+        Self {
+            layout: Layout::OutIn,
+            d_in,
+            d_out,
+            bias: true,
+        }
+    }
+
+    /// GPT-2's `Conv1D` of `(d_in, d_out)` features, with a bias.
+    pub(crate) fn in_out(dims: (usize, usize)) -> Self {
+        Self {
+            layout: Layout::InOut,
+            ..Self::out_in(dims)
+        }
+    }
+
+    /// The layer with a bias, or without one.
+    pub(crate) fn biased(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
 }
 
 /// Builds layers one by one and collects every problem on the way.
@@ -42,13 +77,8 @@ pub(crate) struct Builder<'a> {
     new: Vec<String>,
 }
 
-/// What a model remembers of its parameters.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) params: Vec<BaseParam>,
-    pub(crate) sites: Vec<Site>,
-    transposed: HashSet<ParamId>,
-}
+/// Problems of a checkpoint that are listed one by one.
+const MOST_PROBLEMS: usize = 40;
 
 /// Standard deviation of fresh weights, as in BERT and GPT-2.
 pub(crate) const STD: f64 = 0.02;
@@ -131,9 +161,15 @@ impl<'a> Builder<'a> {
                 self.problems
                     .push(format!("`{name}` has shape {found:?}, expected {shape:?}"));
             }
+            Some(data) if data.dtype() != DType::F32 => {
+                let found = data.dtype();
+                self.problems
+                    .push(format!("`{name}` holds {found:?}, expected floats"));
+            }
             Some(data) => return Tensor::from_data(data, self.init.device()),
         }
-        self.init.zeros(shape)
+        // Stands in until `finish` reports the problem; the shape may be beyond any memory.
+        self.init.zeros([1; D])
     }
 
     fn param<const D: usize>(
@@ -174,14 +210,31 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// A linear layer; `std` of fresh weights, zero bias.
-    pub(crate) fn linear(
-        &mut self,
-        name: &str,
-        part: Part,
-        layout: Layout,
-        (d_in, d_out): (usize, usize),
-    ) -> Dense {
+    /// A norm by the root mean square.
+    pub(crate) fn rms_norm(&mut self, name: &str, width: usize, eps: f64) -> RmsNorm {
+        let name = format!("{name}.weight");
+        let gamma = self.tensor(&name, [width], |init| init.full([width], 1.0));
+        RmsNorm {
+            gamma: self.param(&name, Part::Norm, gamma),
+            eps,
+        }
+    }
+
+    /// A language model's head of its own, `[vocab, width]`.
+    pub(crate) fn lm_head(&mut self, vocab: usize, width: usize) -> Param<Tensor<2>> {
+        let (shape, std) = ([vocab, width], self.std);
+        let value = self.tensor(LM_HEAD, shape, |init| init.normal(shape, std));
+        self.param(LM_HEAD, Part::Head, value)
+    }
+
+    /// A linear layer; fresh ones start with a bias of zero.
+    pub(crate) fn linear(&mut self, name: &str, part: Part, linear: Linear) -> Dense {
+        let Linear {
+            layout,
+            d_in,
+            d_out,
+            bias,
+        } = linear;
         let stored = match layout {
             Layout::OutIn => [d_out, d_in],
             Layout::InOut => [d_in, d_out],
@@ -198,31 +251,24 @@ impl<'a> Builder<'a> {
         if layout == Layout::OutIn {
             self.plan.transposed.insert(weight.id);
         }
-        let bias = format!("{name}.bias");
-        let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
-        Dense {
-            weight,
-            bias: Some(self.param(&bias, part, value)),
-        }
+        let bias = bias.then(|| {
+            let name = format!("{name}.bias");
+            let value = self.tensor(&name, [d_out], |init| init.zeros([d_out]));
+            self.param(&name, part, value)
+        });
+        Dense { weight, bias }
     }
 
     /// A linear layer that methods may adapt.
-    pub(crate) fn site(
-        &mut self,
-        name: &str,
-        role: Role,
-        layout: Layout,
-        dims: (usize, usize),
-    ) -> Dense {
-        let dense = self.linear(name, Part::Linear, layout, dims);
+    pub(crate) fn site(&mut self, name: &str, role: Role, linear: Linear) -> Dense {
+        let dense = self.linear(name, Part::Linear, linear);
         let layer = self.layer.expect("sites lie inside a transformer layer");
-        let (d_in, d_out) = dims;
         self.plan.sites.push(Site {
             layer,
             role,
             path: name.into(),
-            d_in,
-            d_out,
+            d_in: linear.d_in,
+            d_out: linear.d_out,
         });
         dense
     }
@@ -231,11 +277,11 @@ impl<'a> Builder<'a> {
     pub(crate) fn head(&mut self, name: &str, dims: (usize, usize)) -> Dense {
         let weight = format!("{name}.weight");
         if self.has(&weight) {
-            return self.linear(name, Part::Head, Layout::OutIn, dims);
+            return self.linear(name, Part::Head, Linear::out_in(dims));
         }
         self.new.push(name.into());
         let source = std::mem::replace(&mut self.source, Source::Random);
-        let dense = self.linear(name, Part::Head, Layout::OutIn, dims);
+        let dense = self.linear(name, Part::Head, Linear::out_in(dims));
         self.source = source;
         dense
     }
@@ -257,6 +303,12 @@ impl<'a> Builder<'a> {
         if self.problems.is_empty() {
             return Ok((Arc::new(self.plan), self.new));
         }
+        // A wrong size shows in every layer; the first lines tell as much as all of them.
+        let more = self.problems.len().saturating_sub(MOST_PROBLEMS);
+        self.problems.truncate(MOST_PROBLEMS);
+        if more > 0 {
+            self.problems.push(format!("and {more} more"));
+        }
         Err(CoreError::Mismatch {
             file: file.display().to_string(),
             problems: self.problems,
@@ -268,34 +320,4 @@ impl<'a> Builder<'a> {
 fn contiguous(tensor: Tensor<2>) -> Tensor<2> {
     let device = tensor.device();
     Tensor::from_data(tensor.into_data(), &device)
-}
-
-impl Plan {
-    /// The module's base parameters by their checkpoint names, in the checkpoint's layout.
-    pub(crate) fn export<M: Module>(&self, module: &M) -> BTreeMap<String, TensorData> {
-        let mut exporter = Exporter {
-            plan: self,
-            tensors: BTreeMap::new(),
-        };
-        module.visit(&mut exporter);
-        exporter.tensors
-    }
-}
-
-struct Exporter<'a> {
-    plan: &'a Plan,
-    tensors: BTreeMap<String, TensorData>,
-}
-
-impl ModuleVisitor for Exporter<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else {
-            return;
-        };
-        let value = match self.plan.transposed.contains(&param.id) {
-            true => param.val().swap_dims(0, 1),
-            false => param.val(),
-        };
-        self.tensors.insert(known.name.clone(), value.into_data());
-    }
 }
