@@ -215,7 +215,7 @@ impl Registry {
 mod tests {
     use super::*;
     use burn::tensor::{Device, Int, Tensor};
-    use models::{BertConfig, Family, Gpt2Config, Model};
+    use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
     use peft_core::contract::{self, ContractHost, Setting};
     use peft_core::{Adapted, Host, Init, Surgeon};
 
@@ -302,6 +302,18 @@ mod tests {
         Model::random_bert(config, init).unwrap()
     });
 
+    // Grouped queries, wider than the model; a tied head; a window shorter than the text.
+    host!(LlamaHost, |init| {
+        let config = serde_json::json!({
+            "model_type": "mistral", "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+            "intermediate_size": 20, "max_position_embeddings": 16, "sliding_window": 4,
+            "tie_word_embeddings": true
+        });
+        let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
+        Model::random_llama(config, init).unwrap()
+    });
+
     fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
         contract::identity_at_init::<M, H>(setting);
         contract::merge_preserves_the_output::<M, H>(setting);
@@ -335,6 +347,23 @@ mod tests {
     #[test]
     fn every_method_keeps_the_contract_on_bert() {
         with_methods!(bert_contract);
+    }
+
+    macro_rules! llama_contract {
+        ($($method:ty),* $(,)?) => {
+            $(
+                let setting = Setting::dense(Device::flex());
+                contract_on::<$method, LlamaHost>(&setting);
+                contract::count_equals_closed_form::<$method, LlamaHost>(&setting);
+                contract::only_declared_parameters_train::<$method, LlamaHost>(&setting);
+                contract::loss_falls::<$method, LlamaHost>(&setting);
+            )*
+        };
+    }
+
+    #[test]
+    fn every_method_keeps_the_contract_on_llama() {
+        with_methods!(llama_contract);
     }
 
     #[test]

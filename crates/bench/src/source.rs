@@ -12,7 +12,15 @@ use tokenizers::Tokenizer;
 use crate::hub::{Hub, Kind, RepoId, Snapshot};
 
 /// Shapes by name, for counting and timing without a checkpoint.
-pub const SHAPES: &[&str] = &["distilgpt2", "gpt2", "bert-base", "distilbert", "minilm"];
+pub const SHAPES: &[&str] = &[
+    "distilgpt2",
+    "gpt2",
+    "tinyllama",
+    "qwen2-0.5b",
+    "bert-base",
+    "distilbert",
+    "minilm",
+];
 
 /// A model of random weights of a named shape.
 ///
@@ -28,10 +36,28 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
         });
         models::BertConfig::from_json(family, &json, Path::new(name))
     };
+    let decoder = |json| models::LlamaConfig::from_json(&json, Path::new(name));
     use models::Family::{Bert, Distilbert};
     Ok(match name {
         "distilgpt2" => Model::random_gpt2(Gpt2Config::distilgpt2(), init)?,
         "gpt2" => Model::random_gpt2(Gpt2Config::gpt2(), init)?,
+        "tinyllama" => {
+            let config = decoder(serde_json::json!({
+                "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
+                "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+                "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5
+            }))?;
+            Model::random_llama(config, init)?
+        }
+        "qwen2-0.5b" => {
+            let config = decoder(serde_json::json!({
+                "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896,
+                "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+                "num_key_value_heads": 2, "max_position_embeddings": 131_072, "rope_theta": 1e6,
+                "tie_word_embeddings": true
+            }))?;
+            Model::random_llama(config, init)?
+        }
         "bert-base" => Model::random_bert(bert(Bert, 12, 768, 12, 3072)?, init)?,
         "distilbert" => Model::random_bert(bert(Distilbert, 6, 768, 12, 3072)?, init)?,
         "minilm" => Model::random_bert(bert(Bert, 6, 384, 12, 1536)?, init)?,
