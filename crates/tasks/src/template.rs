@@ -53,11 +53,10 @@ impl<'a> Text<'a> {
                 Some(field) if error.kind() == ErrorKind::UndefinedError => {
                     table.missing(row, &field)
                 }
-                _ => TaskError::File {
-                    path: table.path.clone(),
-                    line: row.line,
-                    reason: invalid(self.name, self.source, &error.to_string()).to_string(),
-                },
+                _ => table.error(
+                    row,
+                    invalid(self.name, self.source, &error.to_string()).to_string(),
+                ),
             }
         })
     }

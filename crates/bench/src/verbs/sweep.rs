@@ -124,6 +124,8 @@ impl Sweep {
 /// Fingerprints of the model and the data.
 fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, String>> {
     let mut sources = tables.fingerprints();
+    let chat = data::chat_fingerprint(&study.task, Path::new(&study.model))?;
+    sources.extend(chat.map(|hash| ("chat_template".to_string(), hash)));
     sources.insert(
         "model".into(),
         source::fingerprint(Path::new(&study.model))?,
