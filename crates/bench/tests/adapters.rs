@@ -11,7 +11,7 @@ use bench::{memory, source};
 use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use models::{Batch, Gpt2Config, Model, Side};
-use peft_core::{Adapted, Host, Init, adapt, state};
+use peft_core::{Adapted, Init, adapt, state};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;

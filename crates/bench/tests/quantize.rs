@@ -37,7 +37,7 @@ fn logits(model: Adapted<Model>) -> TensorData {
 }
 
 fn plain(host: Model) -> Adapted<Model> {
-    Adapted { host, shared: None }
+    Adapted::plain(host)
 }
 
 fn storages() -> [Box<dyn Storage>; 4] {
