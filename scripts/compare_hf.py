@@ -5,16 +5,18 @@
         adapters==1.3.0 bitsandbytes==0.50.2
     cargo build --release && venv/bin/python scripts/compare_hf.py --out results/speed
 
-For each method it runs both sides one after the other in processes of their own, several times
-over, on the same work: GPT-2 of distilgpt2's shape with random weights, one batch of random tokens,
-AdamW. A round gives one ratio, so that a machine that is slow for a while is slow for both. Writes
-`speed.json` with every figure and `speed.md` with the table.
+For each method both sides run as processes of their own on the same work: GPT-2 of distilgpt2's
+shape with random weights, one batch of random tokens, AdamW. They take turns step by step, one
+computing while the others wait, so that a machine that is slow for a while is slow for all. The
+ratio is the median over pairs of neighbouring steps; its interval is from 10,000 bootstrap samples of
+the pairs. Writes `speed.json` with every figure and `speed.md` with the table.
 """
 import argparse
 import datetime
 import json
 import pathlib
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -37,9 +39,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps a round, after two that are not")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps, after two that are not")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds between steps, for idle threads to fall asleep")
     parser.add_argument("--only", help="methods whose name contains this")
     parser.add_argument("--binary", default="target/release/peft-bench")
     parser.add_argument("--burn-lora", help="binary of the example burn_lora, timed as a third side of LoRA")
@@ -65,6 +67,8 @@ def python_side(args):
     model.train()
     times, losses = [], []
     for step in range(args.steps + 2):
+        print("ready", flush=True)
+        sys.stdin.readline()
         start = time.perf_counter()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -74,7 +78,7 @@ def python_side(args):
         if step >= 2:
             times.append(time.perf_counter() - start)
     print(json.dumps({
-        "step_ms": 1e3 * statistics.median(times),
+        "step_ms": 1e3 * statistics.median(times), "steps_ms": [1e3 * t for t in times],
         "tokens_per_s": args.batch * args.seq / statistics.median(times),
         "peak_rss_mb": peak_mb(), "program_mb": program_mb,
         "trainable": sum(p.numel() for p in trained),
@@ -119,64 +123,87 @@ def pack(module):
         setattr(module, name, packed.to("cpu"))
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Side:
+    """A process that takes one training step whenever it is told to."""
+
+    def __init__(self, command):
+        self.command = command
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True)
+        self.last = None
+
+    def wait(self):
+        """Until it waits for its next step, or has printed its figures."""
+        for line in self.process.stdout:
+            if line.strip() == "ready":
+                return
+            self.last = line
+        if self.process.wait():
+            sys.exit(f"{' '.join(self.command)} failed:\n{self.process.stderr.read()[-2000:]}")
+
+    def step(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.wait()
 
 
 def compare(name, args):
-    """Every round of one method: both sides, one after the other."""
+    """The figures of every side of one method, taking turns."""
     kind, method = METHODS[name]
     size = ["--batch", str(args.batch), "--seq", str(args.seq), "--steps", str(args.steps), "--threads", str(args.threads)]
-    sides = {
-        "ours": [args.binary, "speed", "--shape", "distilgpt2", "--method", method, *size],
+    commands = {
+        "ours": [args.binary, "speed", "--paced", "--shape", "distilgpt2", "--method", method, *size],
         "hf": [sys.executable, __file__, "--python-side", kind, *size],
     }
     if args.burn_lora and kind == "lora":
-        sides["burn"] = [args.burn_lora, *size]
-    rounds = []
-    for index in range(args.rounds):
-        order = list(sides) if index % 2 == 0 else list(sides)[::-1]
-        rounds.append({side: run(sides[side]) for side in order})
-        ours, theirs = rounds[-1]["ours"], rounds[-1]["hf"]
-        print(f"{name}, round {index + 1}: {ours['step_ms']:.0f} ms against {theirs['step_ms']:.0f} ms, "
-              f"{theirs['step_ms'] / ours['step_ms']:.2f}x", file=sys.stderr)
-        if ours["trainable"] != theirs["trainable"]:
-            sys.exit(f"{name}: {ours['trainable']} parameters are trained here, {theirs['trainable']} there")
-        if abs(ours["loss_first"] - theirs["loss_first"]) > 0.5:
-            sys.exit(f"{name}: the first losses are {ours['loss_first']} here and {theirs['loss_first']} there")
-    return rounds
+        commands["burn"] = [args.burn_lora, "--paced", *size]
+    sides = {}
+    for side, command in commands.items():  # one after the other: loading is work too
+        sides[side] = Side(command)
+        sides[side].wait()
+    for index in range(args.steps + 2):
+        order = list(sides.values())
+        for side in order if index % 2 == 0 else order[::-1]:
+            time.sleep(args.pause)
+            side.step()
+    figures = {side: json.loads(process.last) for side, process in sides.items()}
+    ours, theirs = figures["ours"], figures["hf"]
+    print(f"{name}: {ours['step_ms']:.0f} ms against {theirs['step_ms']:.0f} ms", file=sys.stderr)
+    if ours["trainable"] != theirs["trainable"]:
+        sys.exit(f"{name}: {ours['trainable']} parameters are trained here, {theirs['trainable']} there")
+    if abs(ours["loss_first"] - theirs["loss_first"]) > 0.5:
+        sys.exit(f"{name}: the first losses are {ours['loss_first']} here and {theirs['loss_first']} there")
+    return figures
 
 
-def median(rounds, side, key):
-    return statistics.median(r[side][key] for r in rounds)
-
-
-def ratios(rounds, side, key):
-    """Ours to another side, round by round."""
-    return sorted(r["ours"][key] / r[side][key] for r in rounds)
+def speedup(figures, side):
+    """Median of the ratios of neighbouring steps, and its 95% interval."""
+    ratios = [theirs / ours for ours, theirs in zip(figures["ours"]["steps_ms"], figures[side]["steps_ms"])]
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    return statistics.median(ratios), medians[250], medians[9750]
 
 
 def table(results, args):
     lines = [
-        "| | tokens/s here | tokens/s HF | ratio (lowest to highest round) | peak MB here | peak MB HF | ratio | GFLOP/s | share of ceiling |",
+        "| | tokens/s here | tokens/s HF | times as fast (95% interval) | peak MB here | peak MB HF | ratio | GFLOP/s | share of ceiling |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, rounds in results.items():
-        speed, memory = ratios(rounds, "hf", "tokens_per_s"), ratios(rounds, "hf", "peak_rss_mb")
-        share = statistics.median(r["ours"]["gflops"] / r["ours"]["ceiling_gflops"] for r in rounds)
+    for name, figures in results.items():
+        ours, theirs = figures["ours"], figures["hf"]
+        middle, low, high = speedup(figures, "hf")
         lines.append(
-            f"| {name} | {median(rounds, 'ours', 'tokens_per_s'):.0f} | {median(rounds, 'hf', 'tokens_per_s'):.0f} "
-            f"| **{statistics.median(speed):.2f}** ({speed[0]:.2f} to {speed[-1]:.2f}) "
-            f"| {median(rounds, 'ours', 'peak_rss_mb'):.0f} | {median(rounds, 'hf', 'peak_rss_mb'):.0f} "
-            f"| **{statistics.median(memory):.2f}** | {median(rounds, 'ours', 'gflops'):.0f} | {share:.0%} |")
-        if "burn" in rounds[0]:
-            burn = ratios(rounds, "burn", "tokens_per_s")
-            lines.append(f"| Burn's own `apply_lora`, the same LoRA | {median(rounds, 'burn', 'tokens_per_s'):.0f} | | "
-                         f"ours is **{statistics.median(burn):.2f}** times as fast ({burn[0]:.2f} to {burn[-1]:.2f}) | "
-                         f"{median(rounds, 'burn', 'peak_rss_mb'):.0f} | | | | |")
+            f"| {name} | {ours['tokens_per_s']:.0f} | {theirs['tokens_per_s']:.0f} "
+            f"| **{middle:.2f}** ({low:.2f} to {high:.2f}) "
+            f"| {ours['peak_rss_mb']:.0f} | {theirs['peak_rss_mb']:.0f} "
+            f"| **{ours['peak_rss_mb'] / theirs['peak_rss_mb']:.2f}** | {ours['gflops']:.0f} "
+            f"| {ours['gflops'] / ours['ceiling_gflops']:.0%} |")
+        if "burn" in figures:
+            middle, low, high = speedup(figures, "burn")
+            burn = figures["burn"]
+            lines.append(f"| Burn's own `apply_lora`, the same LoRA | | {burn['tokens_per_s']:.0f} "
+                         f"| **{middle:.2f}** ({low:.2f} to {high:.2f}) | | {burn['peak_rss_mb']:.0f} "
+                         f"| **{ours['peak_rss_mb'] / burn['peak_rss_mb']:.2f}** | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -188,7 +215,7 @@ def machine(args):
         cpu = next((l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), cpu)
     packages = ", ".join(f"{p} {version(p)}" for p in PACKAGES)
     return {"date": datetime.date.today().isoformat(), "cpu": cpu, "threads": args.threads, "batch": args.batch,
-            "seq": args.seq, "steps": args.steps, "rounds": args.rounds, "packages": packages}
+            "seq": args.seq, "steps": args.steps, "packages": packages}
 
 
 def main():
@@ -199,7 +226,7 @@ def main():
     results = {name: compare(name, args) for name in names}
     about = machine(args)
     text = (f"GPT-2 of distilgpt2's shape, random weights, batch {args.batch} x {args.seq} tokens, AdamW, {args.threads} threads; "
-            f"medians of {args.rounds} rounds of {args.steps} steps, both sides alternating.\n"
+            f"{args.steps} timed steps, the sides taking turns step by step.\n"
             f"{about['cpu']}, {about['date']}; {about['packages']}.\n\n{table(results, args)}")
     print(text)
     if args.out:

@@ -62,6 +62,9 @@ struct Args {
     /// Number of CPU threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Wait for a line on standard input before every step.
+    #[arg(long)]
+    paced: bool,
 }
 
 #[derive(Module, Debug)]
@@ -201,6 +204,9 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let mut optimizer = adamw.with_weight_decay(0.01).init();
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     for step in 0..WARM_UP + args.steps {
+        if args.paced {
+            bench::speed::wait_for_a_line()?;
+        }
         let start = Instant::now();
         let loss = model.loss(ids.clone());
         let grads = GradientsParams::from_grads(loss.backward(), &model);
@@ -210,13 +216,16 @@ fn measure(args: &Args) -> anyhow::Result<()> {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
+    let mut sorted = times.clone();
+    sorted.sort_by(f64::total_cmp);
     // The quantile of `bench::speed`.
-    let median = times[((times.len() - 1) as f64 * 0.5).round() as usize];
+    let median = sorted[((sorted.len() - 1) as f64 * 0.5).round() as usize];
+    let steps_ms: Vec<f64> = times.iter().map(|seconds| seconds * 1e3).collect();
     let line = serde_json::json!({
         "method": "burn apply_lora",
         "batch": args.batch, "seq": args.seq, "steps": args.steps, "threads": args.threads,
         "step_ms": median * 1e3,
+        "steps_ms": steps_ms,
         "tokens_per_s": (args.batch * args.seq) as f64 / median,
         "peak_rss_mb": memory::peak_rss() as f64 / 1e6,
         "trainable": trainable.0,

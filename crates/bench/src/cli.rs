@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::registry::Registry;
+use crate::trial::StorageSpec;
 use crate::verbs;
 
 /// Compares parameter-efficient fine-tuning methods: adapters, LoRA and QLoRA.
@@ -41,11 +42,26 @@ enum Verb {
         after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40"
     )]
     Generate(verbs::generate::Generate),
+    /// Talk to a language model on standard input; /help lists the commands.
+    #[command(
+        after_help = "Example:\n  peft-bench chat --model hf://org/name --adapter out/my-adapter"
+    )]
+    Chat(verbs::chat::Chat),
     /// Compute the logits of given token ids, for checking against another program.
     #[command(
         after_help = "Example:\n  peft-bench logits --model DIR --inputs in.safetensors --out out.safetensors"
     )]
     Logits(verbs::logits::Logits),
+    /// Write an adapter in another format: ours, HF PEFT's or AdapterHub's.
+    #[command(
+        after_help = "Example:\n  peft-bench convert --model DIR --adapter out/my-adapter --to peft --out out/for-python"
+    )]
+    Convert(verbs::convert::Convert),
+    /// Write base and adapter as one plain model folder.
+    #[command(
+        after_help = "Example:\n  peft-bench merge --model DIR --adapter out/my-adapter --out out/merged"
+    )]
+    Merge(verbs::merge::Merge),
     /// Show the largest difference between the tensors of two safetensors files.
     #[command(
         after_help = "Example:\n  peft-bench compare ours.safetensors theirs.safetensors --tolerance 1e-4"
@@ -103,6 +119,38 @@ impl Compute {
     }
 }
 
+/// How the frozen weights are stored; an adapter of our own format says it itself.
+#[derive(Args, Clone, Debug)]
+pub struct StorageArgs {
+    /// Storage of the frozen weights.
+    #[arg(long, default_value = "f32")]
+    pub storage: String,
+    /// Values that share a scale, for packed storage.
+    #[arg(long)]
+    pub block_size: Option<usize>,
+    /// Pack the scales too.
+    #[arg(long)]
+    pub double_quant: bool,
+}
+
+impl StorageArgs {
+    /// The storage these options describe.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it has no such option.
+    pub fn spec(&self) -> Result<StorageSpec> {
+        let mut table = serde_json::json!({ "storage": self.storage });
+        if let Some(size) = self.block_size {
+            table["block_size"] = size.into();
+        }
+        if self.double_quant {
+            table["double_quant"] = true.into();
+        }
+        let parsed = serde_json::from_value(table);
+        parsed.map_err(|e| anyhow::anyhow!("`--storage {}`: {e}", self.storage))
+    }
+}
+
 /// Options of every verb that reads a study.
 #[derive(Args, Clone, Debug)]
 pub struct StudyFile {
@@ -124,7 +172,8 @@ impl StudyFile {
     }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+/// Splits NAME=VALUE.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((pair.0.into(), pair.1.into()))
 }
@@ -140,8 +189,11 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Train(args) => args.run(registry),
         Verb::Evaluate(args) => args.run(registry),
         Verb::Generate(args) => args.run(registry),
+        Verb::Chat(args) => args.run(registry),
         Verb::Logits(args) => args.run(registry),
         Verb::Compare(args) => args.run(),
+        Verb::Convert(args) => args.run(registry),
+        Verb::Merge(args) => args.run(registry),
         Verb::Params(args) => args.run(registry),
         Verb::Speed(args) => args.run(registry),
         Verb::Methods(args) => args.run(registry),
@@ -161,7 +213,9 @@ fn code(result: Result<ExitCode>) -> ExitCode {
 /// Prints to standard output; a closed pipe ends the program quietly, as `head` expects.
 pub fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    let mut out = std::io::stdout().lock();
+    // Flushed, for a text that is shown while it grows has no line's end.
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),
     }

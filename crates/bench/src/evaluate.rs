@@ -138,7 +138,7 @@ impl Evaluator<'_> {
         };
         let generation = Generation {
             max_new_tokens: *max_new_tokens,
-            eos: self.data.eos,
+            eos: self.data.eos.into_iter().collect(),
             choice: Choice::Greedy,
         };
         let mut answers = vec![String::new(); examples.len()];

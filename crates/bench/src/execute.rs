@@ -269,10 +269,7 @@ fn sample_answers(evaluator: &Evaluator<'_>, model: &Model, count: usize) -> Vec
     if count == 0 || !model.is_causal() {
         return Vec::new();
     }
-    let base = Adapted {
-        host: model.valid(),
-        shared: None,
-    };
+    let base = Adapted::plain(model.valid());
     evaluator.answers(&base, &test[..count.min(test.len())])
 }
 

@@ -1,7 +1,7 @@
 //! How much arithmetic a training step is.
 
 use models::Model;
-use peft_core::{BaseParam, Geometry, Host, Method, Part};
+use peft_core::{BaseParam, Geometry, Host, Method, Part, trains_inside};
 
 use crate::speed::Work;
 
@@ -29,8 +29,8 @@ pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
         .filter(|p| p.shape.len() == 2 && p.part == Part::Linear)
         .map(|p| p.numel() as f64)
         .sum();
-    // A method that adds anything adds it to every layer, the lowest included.
-    let enters_layers = added > 0.0 || geometry.params.iter().filter(trained).any(in_a_layer);
+    // A method that adds anything is taken to add it to every layer, the lowest included.
+    let enters_layers = trains_inside(&geometry, method);
     let backward = if enters_layers { 1.0 } else { 0.0 };
     let blocks = 2.0 * tokens * (in_sites * (1.0 + backward) + trained_linear + 3.0 * added);
     // Scores and their product with the values, forward once and backward twice.
@@ -38,10 +38,6 @@ pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
     let width = (geometry.width * geometry.layers) as f64;
     let attention = 4.0 * tokens * context * width * (1.0 + 2.0 * backward);
     blocks + attention + head_flops(model, &geometry, method, work, enters_layers)
-}
-
-fn in_a_layer(param: &BaseParam) -> bool {
-    param.layer.is_some() || param.part == Part::Embedding
 }
 
 /// The share of a language model's head.
@@ -56,7 +52,7 @@ fn head_flops(
         return 0.0;
     }
     let is_head = |p: &&BaseParam| p.shape.first() == Some(&model.vocab_size());
-    let trains = method.unties_head()
+    let trains = method.unties_head(geometry)
         || geometry
             .params
             .iter()

@@ -5,14 +5,19 @@
 
 pub mod adamw;
 pub mod adapter;
+pub mod adapters;
 pub mod batching;
 pub mod cli;
+pub mod completion;
+pub mod conversation;
 pub mod data;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
 pub mod execute;
+pub mod fixed;
 pub mod flops;
+pub mod hub;
 pub mod memory;
 pub mod pretrain;
 pub mod process;
@@ -23,6 +28,7 @@ pub mod source;
 pub mod speed;
 pub mod stepper;
 pub mod study;
+pub mod token_file;
 pub mod train;
 pub mod trainee;
 pub mod trial;

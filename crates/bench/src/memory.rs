@@ -1,7 +1,7 @@
 //! Memory: predicted before a run, measured after it.
 
 use models::Model;
-use peft_core::{Geometry, Host, Method, geometry_for, trained_parameters};
+use peft_core::{Geometry, Host, Method, geometry_for, state, trained_parameters, trains_inside};
 use report::record::MemoryInfo;
 
 use crate::trial::StorageSpec;
@@ -39,32 +39,33 @@ pub fn predict(
     let geometry = geometry_for(model, method);
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
-    let in_sites: usize = geometry.sites.iter().map(|s| s.d_in * s.d_out).sum();
-    let dense = model.geometry().base_parameters() - in_sites;
-    let packed = |numel| storage.map_or(numel * 4, |storage| storage.bytes(numel));
-    let sites: usize = geometry
-        .sites
-        .iter()
-        .map(|site| packed(site.d_in * site.d_out))
-        .sum();
-    let base = (dense * 4 + sites) as u64;
+    let base = match storage {
+        // As it is: its checkpoint may hold it packed.
+        None => state::parameters(model).iter().map(|row| row.bytes).sum(),
+        Some(storage) => {
+            let in_sites: usize = geometry.sites.iter().map(|s| s.d_in * s.d_out).sum();
+            let dense = model.geometry().base_parameters() - in_sites;
+            let sites = geometry.sites.iter();
+            let packed: usize = sites.map(|s| storage.bytes((s.d_in, s.d_out))).sum();
+            dense * 4 + packed
+        }
+    };
+    let base = base as u64;
     let trained = trained_parameters(&geometry, method) as u64 * 4;
-    let added = if method.unties_head() { trained } else { 0 };
-    let layers = match geometry
-        .params
-        .iter()
-        .any(|p| p.layer.is_some() && method.trains(p))
-        || method.parameters(&geometry) > geometry.count(|p| method.trains(p))
-    {
+    let layers = match trains_inside(&geometry, method) {
         true => geometry.layers,
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
     let activations =
         activations(&geometry, layers, tokens_per_batch) + logits(model, tokens_per_batch);
-    // Adapters come on top of the base; unfrozen weights are part of it already.
-    let own = geometry.params.iter().any(|p| method.trains(p)) && added == 0;
-    let adapter = if own { 0 } else { trained };
+    // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
+    // that gets a table of its own.
+    let unfrozen = match method.unties_head(&model.geometry()) {
+        true => 0,
+        false => 4 * geometry.count(|p| method.trains(p)) as u64,
+    };
+    let adapter = trained.saturating_sub(unfrozen);
     MemoryInfo {
         base,
         adapter: trained,
@@ -154,10 +155,7 @@ mod tests {
     fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
         let lora = peft_lora::Lora::default();
         let dense = predict(&model(), &lora, &StorageSpec::F32, 64);
-        let nf4 = StorageSpec::Nf4(peft_qlora::Nf4 {
-            block_size: 64,
-            double_quant: false,
-        });
+        let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
         let packed = predict(&model(), &lora, &nf4, 64);
         let in_sites = 2 * 12 * 32 * 32;
         assert_eq!(

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use peft_core::{Method, MethodConfig, MethodInfo};
+use anyhow::{Context, Result};
+use peft_core::{CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo};
 use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
@@ -32,6 +33,21 @@ pub struct Entry {
     pub info: MethodInfo,
     parse: fn(Value) -> Result<Arc<dyn Method>, serde_json::Error>,
     example: fn() -> Value,
+    from_peft: Reader,
+    from_adapter_hub: Reader,
+}
+
+/// A method's reader of a foreign configuration: none where it describes another method.
+type Reader = fn(&mut Fields, &Geometry) -> Result<Option<Read>, CoreError>;
+
+/// A kind, its configuration, and the method of it.
+type Read = (String, Value, Arc<dyn Method>);
+
+/// A configuration that was read, as the registry hands it on.
+fn read<M: MethodConfig>(config: Option<M>) -> Option<Read> {
+    let config = config?;
+    let value = serde_json::to_value(&config).expect("configurations serialise");
+    Some((M::INFO.kind.into(), value, Arc::new(config)))
 }
 
 impl Entry {
@@ -40,6 +56,8 @@ impl Entry {
         Self {
             info: M::INFO,
             parse: |value| Ok(Arc::new(serde_json::from_value::<M>(value)?)),
+            from_peft: |fields, geometry| Ok(read(M::from_peft(fields, geometry)?)),
+            from_adapter_hub: |fields, geometry| Ok(read(M::from_adapter_hub(fields, geometry)?)),
             example: || {
                 let example = M::examples()
                     .into_iter()
@@ -119,6 +137,64 @@ impl Registry {
         })
     }
 
+    /// The method that an HF PEFT configuration describes.
+    ///
+    /// # Errors
+    /// If no method here is of its `peft_type`, or a field that changes what is computed is not
+    /// supported; the error names it.
+    pub fn from_peft(
+        &self,
+        fields: Fields,
+        geometry: &Geometry,
+        harmless: &[&str],
+    ) -> Result<Read> {
+        let found = fields.peek("peft_type").to_string();
+        let read = self.first(|entry| entry.from_peft, fields, geometry, harmless)?;
+        read.with_context(|| format!("`peft_type` is {found}, which no method here reads"))
+    }
+
+    /// The method that an AdapterHub `config` describes.
+    ///
+    /// # Errors
+    /// If no method here fits it, or a field that changes what is computed is not supported.
+    pub fn from_adapter_hub(
+        &self,
+        fields: Fields,
+        geometry: &Geometry,
+        harmless: &[&str],
+    ) -> Result<Read> {
+        let shown = |key| format!("`{key}` {}", fields.peek(key));
+        let found = [
+            "architecture",
+            "mh_adapter",
+            "output_adapter",
+            "is_parallel",
+            "phm_layer",
+        ];
+        let found = found.map(shown).join(", ");
+        let read = self.first(|entry| entry.from_adapter_hub, fields, geometry, harmless)?;
+        read.with_context(|| format!("no method here is an adapter with {found}"))
+    }
+
+    /// What the first method that knows the configuration reads in it.
+    fn first(
+        &self,
+        reader: fn(&Entry) -> Reader,
+        fields: Fields,
+        geometry: &Geometry,
+        harmless: &[&str],
+    ) -> Result<Option<Read>> {
+        for entry in &self.0 {
+            let mut fields = fields.clone();
+            if let Some(read) = reader(entry)(&mut fields, geometry)? {
+                fields.ignore(harmless);
+                fields.finish()?;
+                return Ok(Some(read));
+            }
+        }
+        Ok(None)
+    }
+
     /// The method table of the README, in Markdown.
     pub fn table(&self) -> String {
         let mut table = String::from(
@@ -141,7 +217,7 @@ mod tests {
     use burn::tensor::{Device, Int, Tensor};
     use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
     use peft_core::contract::{self, ContractHost, Setting};
-    use peft_core::{Adapted, Geometry, Host, Init, Surgeon};
+    use peft_core::{Adapted, Host, Init, Surgeon};
 
     #[test]
     fn an_unknown_kind_lists_the_known_ones_and_suggests_the_nearest() {
@@ -205,6 +281,7 @@ mod tests {
                     let model = Adapted {
                         host: adapted.host.model.clone(),
                         shared: adapted.shared.clone(),
+                        position_offset: adapted.position_offset,
                     };
                     models::logits(&model, &batch)
                 }
@@ -290,14 +367,14 @@ mod tests {
     }
 
     #[test]
-    fn adapters_keep_the_contract_over_four_bit_weights() {
-        let nf4 = peft_qlora::Nf4::default();
-        let setting = Setting {
-            device: Device::flex(),
-            storage: Some(&nf4),
-        };
-        macro_rules! over_nf4 {
-            ($($method:ty),*) => {
+    fn adapters_keep_the_contract_over_packed_weights() {
+        macro_rules! over {
+            ($storage:expr; $($method:ty),* $(,)?) => {
+                let storage = $storage;
+                let setting = Setting {
+                    device: Device::flex(),
+                    storage: Some(&storage),
+                };
                 $(
                     contract_on::<$method, GptHost>(&setting);
                     contract::loss_falls::<$method, GptHost>(&setting);
@@ -306,13 +383,9 @@ mod tests {
             };
         }
         use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
-        over_nf4!(
-            Houlsby,
-            Pfeiffer,
-            Parallel,
-            Prefix,
-            peft_lora::Lora,
-            peft_lora::Vera
-        );
+        use peft_lora::{Lora, Vera};
+        over!(peft_qlora::Nf4::default(); Houlsby, Pfeiffer, Parallel, Prefix, Lora, Vera);
+        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
     }
 }

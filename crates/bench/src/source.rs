@@ -1,11 +1,14 @@
-//! Where models and tokenizers come from: folders, with shapes for random ones.
+//! Where models and tokenizers come from: folders and the hub, with shapes for random ones.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use models::{Gpt2Config, Loaded, Model};
 use peft_core::Init;
+use serde_json::Value;
 use tokenizers::Tokenizer;
+
+use crate::hub::{Hub, Kind, RepoId, Snapshot};
 
 /// Shapes by name, for counting and timing without a checkpoint.
 pub const SHAPES: &[&str] = &[
@@ -64,25 +67,83 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
     })
 }
 
-/// Reads a model folder.
+/// The files of a model folder that belong to its tokenizer.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Copies what belongs to a model's tokenizer from one folder to another.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    for name in TOKENIZER_FILES {
+        let source = from.join(name);
+        if source.exists() {
+            let copied = std::fs::copy(&source, to.join(name));
+            copied.with_context(|| format!("cannot copy `{}`", source.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A folder, or the one in the cache where the path is a name of the hub.
+///
+/// # Errors
+/// As [`Hub::fetch`].
+pub fn folder(path: &Path, kind: Kind) -> Result<PathBuf> {
+    match RepoId::of(path)? {
+        Some(id) => Ok(Hub::from_env()?.fetch(&id, kind)?.folder),
+        None => Ok(path.into()),
+    }
+}
+
+/// The model by a name that keeps its meaning: one of the hub is downloaded and gets its commit,
+/// so that it needs no network from then on. `quiet` downloads show no bars.
+///
+/// # Errors
+/// As [`Hub::fetch`].
+pub fn pinned(model: &Path, quiet: bool) -> Result<PathBuf> {
+    let Some(id) = RepoId::of(model)? else {
+        return Ok(model.into());
+    };
+    let hub = Hub {
+        progress: !quiet,
+        ..Hub::from_env()?
+    };
+    let Snapshot { id, .. } = hub.fetch(&id, Kind::Model)?;
+    Ok(PathBuf::from(id.to_string()))
+}
+
+/// Reads a model folder, or one of the hub.
 ///
 /// # Errors
 /// If it is no Hugging Face model folder, or its tensors do not fit.
-pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Loaded> {
+pub fn load(path: &Path, classes: Option<usize>, init: &mut Init) -> Result<Loaded> {
+    let folder = folder(path, Kind::Model)?;
     anyhow::ensure!(
         folder.is_dir(),
-        "`{}` is no folder; expected one with config.json, model.safetensors and tokenizer.json",
+        "`{}` is no folder; expected one with config.json, model.safetensors and tokenizer.json, \
+         or a name of the hub (`hf://organisation/name`)",
         folder.display()
     );
-    Ok(models::load(folder, classes, init)?)
+    Ok(models::load(&folder, classes, init)?)
 }
 
 /// Reads a folder's `tokenizer.json`.
 ///
 /// # Errors
 /// If it is missing or damaged, or has more tokens than the model.
-pub fn tokenizer(folder: &Path, model: &Model) -> Result<Tokenizer> {
-    let file = folder.join("tokenizer.json");
+pub fn tokenizer(path: &Path, model: &Model) -> Result<Tokenizer> {
+    let file = folder(path, Kind::Model)?.join("tokenizer.json");
     let tokenizer = Tokenizer::from_file(&file)
         .map_err(|e| anyhow::anyhow!("{e}"))
         .with_context(|| format!("cannot read tokenizer `{}`", file.display()))?;
@@ -99,21 +160,55 @@ pub fn tokenizer(folder: &Path, model: &Model) -> Result<Tokenizer> {
 ///
 /// # Errors
 /// If the configuration names none and the tokenizer knows none of the usual ones.
-pub fn eos(config: &serde_json::Value, tokenizer: &Tokenizer) -> Result<u32> {
-    let named = config["eos_token_id"].as_u64().map(|id| id as u32);
+pub fn eos(config: &Value, tokenizer: &Tokenizer) -> Result<u32> {
     let usual = ["<|endoftext|>", "</s>", "<|im_end|>"];
-    named
+    ids(config)
+        .first()
+        .copied()
         .or_else(|| usual.iter().find_map(|token| tokenizer.token_to_id(token)))
         .context("the model's configuration names no `eos_token_id`")
+}
+
+/// The ids of all tokens that end a generated text: those of `generation_config.json` where it has
+/// any, else the configuration's.
+///
+/// # Errors
+/// If the file is damaged, or nothing names such a token.
+pub fn ending_ids(path: &Path, config: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let file = folder(path, Kind::Model)?.join("generation_config.json");
+    if file.exists() {
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("cannot read `{}`", file.display()))?;
+        let generation: Value = serde_json::from_str(&text)
+            .with_context(|| format!("`{}` is damaged", file.display()))?;
+        let named = ids(&generation);
+        if !named.is_empty() {
+            return Ok(named);
+        }
+    }
+    match ids(config) {
+        named if named.is_empty() => Ok(vec![eos(config, tokenizer)?]),
+        named => Ok(named),
+    }
+}
+
+/// `eos_token_id`, which is a number or a list of them.
+fn ids(config: &Value) -> Vec<u32> {
+    let number = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    match &config["eos_token_id"] {
+        Value::Array(several) => several.iter().filter_map(number).collect(),
+        one => number(one).into_iter().collect(),
+    }
 }
 
 /// SHA-256 of a model folder's configuration and weights, in hex.
 ///
 /// # Errors
 /// If a file cannot be read.
-pub fn fingerprint(folder: &Path) -> Result<String> {
+pub fn fingerprint(path: &Path) -> Result<String> {
     use sha2::Digest;
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+    let folder = folder(path, Kind::Model)?;
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
         .with_context(|| format!("cannot read `{}`", folder.display()))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| {
@@ -128,9 +223,9 @@ pub fn fingerprint(folder: &Path) -> Result<String> {
     files.sort();
     let mut hasher = sha2::Sha256::new();
     for file in files {
-        let bytes =
-            std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
-        hasher.update(bytes);
+        std::fs::File::open(&file)
+            .and_then(|mut content| std::io::copy(&mut content, &mut hasher))
+            .with_context(|| format!("cannot read `{}`", file.display()))?;
     }
     Ok(hex(&hasher.finalize()))
 }
@@ -138,4 +233,55 @@ pub fn fingerprint(folder: &Path) -> Result<String> {
 /// Bytes in hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The ending ids of a folder with this `generation_config.json`.
+    fn ending(generation: Option<&str>, config: Value) -> Result<Vec<u32>> {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(text) = generation {
+            std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        }
+        let texts = ["a text".to_string()];
+        let tokenizer = tasks::tokenizer::train_bpe(&texts, 260).unwrap();
+        ending_ids(folder.path(), &config, &tokenizer)
+    }
+
+    #[test]
+    fn the_generation_configuration_says_what_ends_a_text_before_the_models() {
+        let config = json!({ "eos_token_id": 7 });
+        let several = Some(r#"{ "eos_token_id": [3, 5] }"#);
+        assert_eq!(ending(several, config.clone()).unwrap(), [3, 5]);
+        assert_eq!(ending(Some("{}"), config.clone()).unwrap(), [7]);
+        assert_eq!(ending(None, config).unwrap(), [7]);
+        assert_eq!(
+            ending(None, json!({ "eos_token_id": [9, 8] })).unwrap(),
+            [9, 8]
+        );
+        assert_eq!(ending(None, json!({})).unwrap(), [0]);
+    }
+
+    #[test]
+    fn a_damaged_generation_configuration_is_an_error_that_names_it() {
+        let error = ending(Some("{"), json!({ "eos_token_id": 7 })).unwrap_err();
+        assert!(
+            error.to_string().contains("generation_config.json"),
+            "{error:#}"
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_neither_folder_nor_name_says_what_may_stand_there() {
+        let mut init = Init::new(0, &burn::tensor::Device::flex());
+        let error = load(Path::new("/no/where"), None, &mut init).err().unwrap();
+        assert!(
+            error.to_string().contains("hf://organisation/name"),
+            "{error:#}"
+        );
+        assert!(load(Path::new("hf://a/../../b"), None, &mut init).is_err());
+    }
 }

@@ -52,6 +52,8 @@ pub struct Figures {
     pub step_ms: f64,
     /// 95th percentile of the steps in milliseconds.
     pub step_ms_p95: f64,
+    /// Every timed step in milliseconds, in order.
+    pub steps_ms: Vec<f64>,
     /// 10^9 floating-point operations a second at the median step.
     pub gflops: f64,
     /// 10^9 floating-point operations of a step.
@@ -99,17 +101,23 @@ impl Parts {
     }
 }
 
-/// Trains on one batch of random tokens again and again, and times it.
+/// Trains on one batch of random tokens again and again, and times it. `pace` is called before every
+/// step, outside the time: a program that alternates with another waits there.
 ///
 /// # Errors
-/// If the model does not take such sequences.
-pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures> {
+/// If the model does not take such sequences, or `pace` fails.
+pub fn measure(
+    subject: Subject,
+    work: Work,
+    device: &Device,
+    pace: impl FnMut() -> Result<()>,
+) -> Result<Figures> {
     anyhow::ensure!(
         work.batch > 0 && work.seq > 1 && work.steps > 0,
         "expected at least 1 sequence of 2 tokens and 1 step"
     );
     let size = Size::of(&subject.model);
-    let run = run(subject.model, work, device);
+    let run = run(subject.model, work, device, pace)?;
     // Before the product below, whose operands are none of the step's memory.
     let peak_rss = memory::peak_rss();
     let mb = |bytes: u64| bytes as f64 / 1e6;
@@ -127,6 +135,7 @@ pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures>
         tokens_per_s: (work.batch * work.seq) as f64 / median,
         step_ms: median * 1e3,
         step_ms_p95: run.quantile(0.95) * 1e3,
+        steps_ms: run.times.iter().map(|seconds| seconds * 1e3).collect(),
         gflops: subject.flop / median / 1e9,
         gflop_per_step: subject.flop / 1e9,
         ceiling_gflops: on_cpu.then(|| ceiling(work.batch * work.seq, size.width)),
@@ -138,6 +147,18 @@ pub fn measure(subject: Subject, work: Work, device: &Device) -> Result<Figures>
         loss_last: *run.losses.last().expect("at least one step"),
         memory,
     })
+}
+
+/// Says `ready` and waits for a line on standard input.
+///
+/// # Errors
+/// If the input has ended.
+pub fn wait_for_a_line() -> Result<()> {
+    crate::cli::print("ready\n")?;
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line)?;
+    anyhow::ensure!(read > 0, "standard input ended before the last step");
+    Ok(())
 }
 
 /// The size of a model.
@@ -174,8 +195,10 @@ impl Size {
 
 /// What running the steps gives.
 struct Run {
-    /// Seconds of the timed steps, shortest first.
+    /// Seconds of the timed steps.
     times: Vec<f64>,
+    /// The same, shortest first.
+    sorted: Vec<f64>,
     losses: Vec<f32>,
     /// Most bytes allocated within a step beyond those before it.
     peak_bytes: u64,
@@ -183,21 +206,28 @@ struct Run {
 
 impl Run {
     fn quantile(&self, q: f64) -> f64 {
-        self.times[((self.times.len() - 1) as f64 * q).round() as usize]
+        self.sorted[((self.sorted.len() - 1) as f64 * q).round() as usize]
     }
 }
 
-fn run(model: Adapted<Model>, work: Work, device: &Device) -> Run {
+fn run(
+    model: Adapted<Model>,
+    work: Work,
+    device: &Device,
+    mut pace: impl FnMut() -> Result<()>,
+) -> Result<Run> {
     let examples = random_examples(model.host.vocab_size(), model.host.is_causal(), work);
     let rows: Vec<&Example> = examples.iter().collect();
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
     let mut stepper = Stepper::new(model, AdamW::new(0.01).into(), schedule, 0.0);
     let mut run = Run {
         times: Vec::new(),
+        sorted: Vec::new(),
         losses: Vec::new(),
         peak_bytes: 0,
     };
     for step in 0..WARM_UP + work.steps {
+        pace()?;
         memory::take_peak_allocated();
         let (before, start) = (memory::allocated(), Instant::now());
         let batch = collate(&rows, &stepper.model().host, device);
@@ -208,8 +238,9 @@ fn run(model: Adapted<Model>, work: Work, device: &Device) -> Run {
             run.peak_bytes = run.peak_bytes.max(peak);
         }
     }
-    run.times.sort_by(f64::total_cmp);
-    run
+    run.sorted = run.times.clone();
+    run.sorted.sort_by(f64::total_cmp);
+    Ok(run)
 }
 
 /// 10^9 operations a second of `[tokens, width] x [width, 4 width]`: the median of some.
@@ -277,7 +308,7 @@ mod tests {
             program: 1,
             flop: 1e6,
         };
-        let figures = measure(subject, WORK, &device).unwrap();
+        let figures = measure(subject, WORK, &device, || Ok(())).unwrap();
         assert_eq!(figures.trainable, trainable);
         assert_eq!(figures.memory.adapter, trainable as f64 * 4.0 / 1e6);
         assert!(figures.loss_last < figures.loss_first);

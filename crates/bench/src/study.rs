@@ -9,6 +9,7 @@ use tasks::read::ReadOptions;
 use tasks::scenario::ScenarioConfig;
 
 use crate::error::{BenchError, with_suggestion};
+use crate::hub::RepoId;
 use crate::schedule::Decay;
 
 /// A study as its file states it.
@@ -19,7 +20,8 @@ pub struct Study {
     pub name: String,
     /// What the study asks.
     pub question: String,
-    /// Folder of the base model, relative to the study file; may hold `${VARIABLES}`.
+    /// Folder of the base model, relative to the study file, or a name of the hub
+    /// (`hf://organisation/name@revision`); may hold `${VARIABLES}`.
     pub model: String,
     /// Data, prompt and metric.
     pub task: Task,
@@ -238,7 +240,7 @@ pub struct MethodRow {
     /// Name for plots; the method's own where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// How the frozen weights are stored: `f32` or `nf4`.
+    /// How the frozen weights are stored: `f32`, `nf4`, `fp4` or `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<String>,
     /// Learning rates in place of the study's.
@@ -272,13 +274,28 @@ impl Study {
             *path = folder.join(filled).to_string_lossy().into_owned();
             Ok(())
         };
-        resolve(&mut study.model)?;
+        let model = fill(&study.model, variables)?;
+        let of_the_hub = RepoId::of(&model).map_err(|e| error(e.to_string()))?;
+        match of_the_hub {
+            Some(id) => study.model = id.to_string(),
+            None => resolve(&mut study.model)?,
+        }
         if let DataSource::Files(files) = study.task.data_mut() {
             for path in [&mut files.train, &mut files.dev, &mut files.test] {
                 resolve(path)?;
             }
         }
         Ok(study)
+    }
+
+    /// Downloads a model of the hub and fixes its commit, for every trial to use the same one.
+    ///
+    /// # Errors
+    /// If the hub does not give it.
+    pub fn pin(&mut self, quiet: bool) -> anyhow::Result<()> {
+        let pinned = crate::source::pinned(Path::new(&self.model), quiet)?;
+        self.model = pinned.to_string_lossy().into_owned();
+        Ok(())
     }
 
     fn check(&self) -> Result<(), String> {
@@ -376,6 +393,17 @@ mod tests {
             panic!()
         };
         assert!(files.train.ends_with("a.tsv") && files.train.len() > 5);
+    }
+
+    #[test]
+    fn a_name_of_the_hub_stays_one_and_is_checked() {
+        let study = load(STUDY, &[("BASE", "hf://org")]).unwrap();
+        assert_eq!(study.model, "hf://org/model@main");
+        let error = load(STUDY, &[("BASE", "hf://..")]).unwrap_err().to_string();
+        assert!(
+            error.contains("study.toml") && error.contains("no name of the hub"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn evaluate(trial: &Trial, adapter: &Path) -> f64 {
         device,
     };
     evaluator
-        .quick(&model.valid(), &data.splits.test)
+        .quick(&model.model.valid(), &data.splits.test)
         .unwrap()
         .values["loss"]
 }

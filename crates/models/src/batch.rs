@@ -1,6 +1,7 @@
 //! Token ids of several texts, padded to one length.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::Pass;
 
 /// How positions are numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The positions as the method of a pass moves them.
+    pub(crate) fn positions_in(&self, pass: &Pass<'_>) -> Tensor<2, Int> {
+        match pass.position_offset {
+            0 => self.positions.clone(),
+            offset => self.positions.clone().add_scalar(offset as i64),
+        }
+    }
+
     /// Pads rows to the longest.
     ///
     /// # Panics

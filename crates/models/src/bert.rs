@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::relu};
 use peft_core::{
-    Activation, AttendSlot, Dense, Geometry, Heads, Host, Part, Pass, Proj, Role, Sublayer,
-    Surgeon, TapSlot, attend::AttentionSpec,
+    Activation, AttendSlot, Dense, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj, Role,
+    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
 };
 
 use crate::batch::{Batch, Positions};
@@ -19,12 +19,13 @@ use crate::builder::{Builder, Linear};
 use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::norm::Norm;
-use crate::plan::Plan;
+use crate::plan::{Plan, tap_sites};
 
 /// A sequence classifier of the BERT family with seams.
 #[derive(Module, Debug)]
 pub struct Bert {
     words: Param<Tensor<2>>,
+    lookup: Option<LookupSlot>,
     positions: Param<Tensor<2>>,
     /// Token types; every text here is of type 0.
     types: Option<Param<Tensor<2>>>,
@@ -96,6 +97,7 @@ impl Bert {
         let (plan, new) = b.finish(file, |name| names.ignores(name))?;
         let model = Self {
             words,
+            lookup: None,
             positions,
             types,
             norm,
@@ -122,7 +124,9 @@ impl Bert {
 
     /// Class logits, `[batch, classes]`.
     pub fn logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        let mut x = embed(&self.words, &batch.ids) + embed(&self.positions, &batch.positions);
+        let rows = embed(&self.words, &batch.ids);
+        let rows = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
+        let mut x = rows + embed(&self.positions, &batch.positions_in(pass));
         if let Some(types) = &self.types {
             x = x + types.val().narrow(0, 0, 1).unsqueeze();
         }
@@ -245,12 +249,35 @@ fn add_and_norm(
 
 impl Host for Bert {
     fn geometry(&self) -> Geometry {
-        let BertConfig { layers, width, .. } = self.config;
-        self.plan.geometry(layers, width, width)
+        Geometry {
+            layers: self.config.layers,
+            width: self.config.width,
+            kv_width: self.config.width,
+            kv_heads: self.config.heads,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(self.config.layers, |layer, role| {
+                let names = self.config.family.names();
+                let name = match role {
+                    Role::AfterAttention => names.attention_adapters,
+                    _ => names.mlp_adapters,
+                };
+                format!("{}{layer}.{name}", names.layers)
+            }),
+            table: Table {
+                path: format!(
+                    "{}embeddings.word_embeddings",
+                    self.config.family.names().body
+                ),
+                rows: self.config.vocab_size,
+                width: self.config.width,
+            },
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
+        self.lookup = surgeon.lookup(self.lookup);
         let layers = self.layers.into_iter().enumerate();
         self.layers = layers
             .map(|(i, layer)| layer.rebuild(i, &plan, surgeon))

@@ -145,6 +145,10 @@ pub(crate) struct Names {
     pub(crate) up: &'static str,
     pub(crate) down: &'static str,
     pub(crate) mlp_norm: &'static str,
+    /// Where AdapterHub hangs adapters on the attention sublayer.
+    pub(crate) attention_adapters: &'static str,
+    /// Where AdapterHub hangs adapters on the feed-forward sublayer.
+    pub(crate) mlp_adapters: &'static str,
     pub(crate) pooler: Option<&'static str>,
     pub(crate) head_dense: Option<&'static str>,
     pub(crate) classifier: &'static str,
@@ -180,6 +184,8 @@ impl Family {
             up: "intermediate.dense",
             down: "output.dense",
             mlp_norm: "output.LayerNorm",
+            attention_adapters: "attention.output",
+            mlp_adapters: "output",
             pooler: Some("bert.pooler.dense"),
             head_dense: None,
             classifier: "classifier",
@@ -205,6 +211,8 @@ impl Family {
                 up: "ffn.lin1",
                 down: "ffn.lin2",
                 mlp_norm: "output_layer_norm",
+                attention_adapters: "attention_adapters",
+                mlp_adapters: "output_adapters",
                 pooler: None,
                 head_dense: Some("pre_classifier"),
                 classifier: "classifier",

@@ -187,6 +187,8 @@ impl<'a> Builder<'a> {
             shape,
             part,
             layer,
+            transposed: false,
+            role: None,
         });
         param
     }
@@ -248,8 +250,8 @@ impl<'a> Builder<'a> {
             Layout::InOut => value,
         };
         let weight = self.param(&weight, part, value);
-        if layout == Layout::OutIn {
-            self.plan.transposed.insert(weight.id);
+        if let Some(param) = self.plan.params.last_mut() {
+            param.transposed = layout == Layout::OutIn;
         }
         let bias = bias.then(|| {
             let name = format!("{name}.bias");
@@ -261,7 +263,11 @@ impl<'a> Builder<'a> {
 
     /// A linear layer that methods may adapt.
     pub(crate) fn site(&mut self, name: &str, role: Role, linear: Linear) -> Dense {
+        let first = self.plan.params.len();
         let dense = self.linear(name, Part::Linear, linear);
+        for param in &mut self.plan.params[first..] {
+            param.role = Some(role);
+        }
         let layer = self.layer.expect("sites lie inside a transformer layer");
         self.plan.sites.push(Site {
             layer,

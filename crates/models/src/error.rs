@@ -44,6 +44,14 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A model that holds more than a plain checkpoint has names for.
+    #[error(
+        "a plain checkpoint has no names for {parameters:?}; merge or leave out what adds them"
+    )]
+    Unnamed {
+        /// The parameters.
+        parameters: Vec<String>,
+    },
     /// Tensors or files below the checkpoint.
     #[error(transparent)]
     Core(#[from] peft_core::CoreError),

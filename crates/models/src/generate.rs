@@ -1,5 +1,7 @@
 //! Text generation with a key-value cache: greedy, or sampled with temperature, top-k and top-p.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::Adapted;
 use rand::{Rng, SeedableRng};
@@ -29,14 +31,34 @@ pub enum Choice {
 }
 
 /// What to generate.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Generation {
     /// Most new tokens a text gets.
     pub max_new_tokens: usize,
-    /// The token that ends a text.
-    pub eos: Option<u32>,
+    /// The tokens that end a text.
+    pub eos: Vec<u32>,
     /// How tokens are chosen.
     pub choice: Choice,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model wrote an ending token.
+    Eos,
+    /// Whoever watched the tokens had enough.
+    Stopped,
+    /// It has as many new tokens as were allowed.
+    Length,
+}
+
+/// The new tokens of a text, without the ending one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Continuation {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub end: End,
 }
 
 /// Continues each prompt; returns the new tokens without the ending token.
@@ -49,6 +71,23 @@ pub fn generate(
     generation: &Generation,
     device: &Device,
 ) -> Vec<Vec<u32>> {
+    let watch = &mut |_: usize, _: &[u32]| ControlFlow::Continue(());
+    let texts = generate_watched(adapted, prompts, generation, device, watch);
+    texts.into_iter().map(|text| text.tokens).collect()
+}
+
+/// Continues each prompt. `watch` sees the row of a text and all its new tokens each time it got
+/// another, and may end that text there; the others go on.
+///
+/// # Panics
+/// As [`generate`].
+pub fn generate_watched(
+    adapted: &Adapted<Model>,
+    prompts: &[&[u32]],
+    generation: &Generation,
+    device: &Device,
+    watch: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+) -> Vec<Continuation> {
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0);
     let limit = adapted.host.max_length();
     assert!(
@@ -62,11 +101,16 @@ pub fn generate(
     );
     let mut decoder = Decoder::new(adapted, prompts, generation, device);
     for _ in 0..generation.max_new_tokens {
-        if !decoder.step() {
+        if !decoder.step(watch) {
             break;
         }
     }
-    decoder.texts
+    let texts = decoder.texts.into_iter().zip(decoder.ends);
+    let continuation = |(tokens, end): (_, Option<End>)| Continuation {
+        tokens,
+        end: end.unwrap_or(End::Length),
+    };
+    texts.map(continuation).collect()
 }
 
 /// A batch of texts being generated.
@@ -82,7 +126,8 @@ struct Decoder<'a> {
     /// Number of real tokens so far, which is the next position.
     lengths: Vec<usize>,
     texts: Vec<Vec<u32>>,
-    done: Vec<bool>,
+    /// Why each text ended, once it has.
+    ends: Vec<Option<End>>,
 }
 
 impl<'a> Decoder<'a> {
@@ -118,22 +163,27 @@ impl<'a> Decoder<'a> {
             masks: prompts.iter().map(mask).collect(),
             lengths: prompts.iter().map(|p| p.len()).collect(),
             texts: vec![Vec::new(); prompts.len()],
-            done: vec![false; prompts.len()],
+            ends: vec![None; prompts.len()],
         }
     }
 
     /// Adds one token to every unfinished text; false when all are finished.
-    fn step(&mut self) -> bool {
+    fn step(&mut self, watch: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>) -> bool {
         let tokens = self.choose();
         for (row, token) in tokens.iter().enumerate() {
-            if Some(*token) == self.generation.eos {
-                self.done[row] = true;
+            if self.ends[row].is_some() {
+                continue;
             }
-            if !self.done[row] {
-                self.texts[row].push(*token);
+            if self.generation.eos.contains(token) {
+                self.ends[row] = Some(End::Eos);
+                continue;
+            }
+            self.texts[row].push(*token);
+            if watch(row, &self.texts[row]).is_break() {
+                self.ends[row] = Some(End::Stopped);
             }
         }
-        if self.done.iter().all(|done| *done) {
+        if self.ends.iter().all(Option::is_some) {
             return false;
         }
         self.feed(&tokens);
@@ -249,6 +299,76 @@ mod tests {
         (0..draws)
             .map(|_| choose(&logits, choice, &mut rng))
             .collect()
+    }
+
+    /// Greedy continuations of two prompts by a small model of random weights.
+    fn continued(
+        eos: Vec<u32>,
+        watch: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Vec<Continuation> {
+        let device = Device::flex();
+        let config = crate::Gpt2Config::new(64, 16, 32, 2, 2);
+        let host = Model::random_gpt2(config, &mut peft_core::Init::new(3, &device)).unwrap();
+        let adapted = Adapted { host, shared: None };
+        let generation = Generation {
+            max_new_tokens: 5,
+            eos,
+            choice: Choice::Greedy,
+        };
+        generate_watched(&adapted, &[&[1, 2], &[3]], &generation, &device, watch)
+    }
+
+    fn tokens(texts: &[Continuation]) -> Vec<Vec<u32>> {
+        texts.iter().map(|text| text.tokens.clone()).collect()
+    }
+
+    #[test]
+    fn a_watcher_sees_every_text_grow_by_a_token_at_a_time() {
+        let mut seen = vec![Vec::new(); 2];
+        let texts = continued(Vec::new(), &mut |row, tokens| {
+            seen[row].push(tokens[tokens.len() - 1]);
+            assert_eq!(seen[row], tokens);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(seen, tokens(&texts));
+        assert!(
+            texts
+                .iter()
+                .all(|t| t.tokens.len() == 5 && t.end == End::Length)
+        );
+    }
+
+    #[test]
+    fn a_watcher_ends_one_text_and_the_others_go_on() {
+        let all = continued(Vec::new(), &mut |_, _| ControlFlow::Continue(()));
+        let some = continued(
+            Vec::new(),
+            &mut |row, tokens| match row == 0 && tokens.len() == 2 {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            },
+        );
+        assert_eq!(
+            (&some[0].tokens[..], some[0].end),
+            (&all[0].tokens[..2], End::Stopped)
+        );
+        assert_eq!(some[1], all[1]);
+    }
+
+    #[test]
+    fn any_of_several_ending_tokens_ends_a_text_and_is_no_part_of_it() {
+        let all = continued(Vec::new(), &mut |_, _| ControlFlow::Continue(()));
+        let last = all[0].tokens[4];
+        let first = all[0]
+            .tokens
+            .iter()
+            .position(|token| *token == last)
+            .unwrap();
+        let some = continued(vec![63, last], &mut |_, _| ControlFlow::Continue(()));
+        assert_eq!(
+            (&some[0].tokens[..], some[0].end),
+            (&all[0].tokens[..first], End::Eos)
+        );
     }
 
     #[test]

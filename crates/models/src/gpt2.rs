@@ -9,8 +9,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Activation, AttendSlot, Geometry, Heads, Host, Pass, Proj, Role, Sublayer, Surgeon, TapSlot,
-    attend::AttentionSpec, kernels,
+    Activation, AttendSlot, Geometry, Heads, Host, LookupSlot, Pass, Proj, Role, Sublayer, Surgeon,
+    Table, TapSlot, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::norm::Norm;
-use crate::plan::Plan;
+use crate::plan::{Plan, tap_sites};
 
 /// The part of `config.json` that decides what a GPT-2 computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -142,6 +142,7 @@ impl Gpt2Config {
 #[derive(Module, Debug)]
 pub struct Gpt2 {
     wte: Param<Tensor<2>>,
+    lookup: Option<LookupSlot>,
     wpe: Param<Tensor<2>>,
     h: Vec<Block>,
     ln_f: Norm,
@@ -198,6 +199,7 @@ impl Gpt2 {
         let (plan, _) = b.finish(file, ignored)?;
         Ok(Self {
             wte,
+            lookup: None,
             wpe,
             h,
             ln_f,
@@ -217,7 +219,9 @@ impl Gpt2 {
         mut cache: Option<&mut Cache>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let mut x = embed(&self.wte, &batch.ids) + embed(&self.wpe, &batch.positions);
+        let rows = embed(&self.wte, &batch.ids);
+        let rows = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
+        let mut x = rows + embed(&self.wpe, &batch.positions_in(pass));
         for (index, block) in self.h.iter().enumerate() {
             x = block.forward(
                 x,
@@ -349,14 +353,28 @@ impl Block {
 
 impl Host for Gpt2 {
     fn geometry(&self) -> Geometry {
-        let Gpt2Config {
-            n_layer, n_embd, ..
-        } = self.config;
-        self.plan.geometry(n_layer, n_embd, n_embd)
+        Geometry {
+            layers: self.config.n_layer,
+            width: self.config.n_embd,
+            kv_width: self.config.n_embd,
+            kv_heads: self.config.n_head,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(self.config.n_layer, |layer, role| match role {
+                Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
+                _ => format!("transformer.h.{layer}.output_adapters"),
+            }),
+            table: Table {
+                path: "transformer.wte".into(),
+                rows: self.config.vocab_size,
+                width: self.config.n_embd,
+            },
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
+        self.lookup = surgeon.lookup(self.lookup);
         let blocks = self.h.into_iter().enumerate();
         self.h = blocks
             .map(|(layer, block)| block.rebuild(layer, &plan, surgeon))

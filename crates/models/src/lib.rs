@@ -23,7 +23,7 @@ pub use bert::Bert;
 pub use bert_config::{BertConfig, Family};
 pub use cache::Cache;
 pub use error::ModelError;
-pub use generate::{Choice, Generation, generate};
+pub use generate::{Choice, Continuation, End, Generation, generate, generate_watched};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::Llama;
 pub use llama_config::{LlamaConfig, LlamaFamily};

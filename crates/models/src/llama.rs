@@ -10,8 +10,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Activation, AttendSlot, Geometry, Heads, Host, Pass, Proj, Role, Sublayer, Surgeon, TapSlot,
-    attend::AttentionSpec, kernels,
+    Activation, AttendSlot, Geometry, Heads, Host, LookupSlot, Pass, Proj, Role, Sublayer, Surgeon,
+    Table, TapSlot, attend::AttentionSpec, kernels,
 };
 
 use crate::angles::Angles;
@@ -22,12 +22,13 @@ use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::llama_config::{LlamaConfig, LlamaFamily};
 use crate::norm::RmsNorm;
-use crate::plan::Plan;
+use crate::plan::{Plan, tap_sites};
 
 /// A language model of the Llama family with seams.
 #[derive(Module, Debug)]
 pub struct Llama {
     embed_tokens: Param<Tensor<2>>,
+    lookup: Option<LookupSlot>,
     layers: Vec<Block>,
     norm: RmsNorm,
     /// `[vocab, d]`; absent where the head is tied to `embed_tokens`.
@@ -95,6 +96,7 @@ impl Llama {
         let angles = Angles::new(config.rope.clone(), config.head_dim, config.max_positions);
         Ok(Self {
             embed_tokens,
+            lookup: None,
             layers,
             norm,
             lm_head,
@@ -114,8 +116,9 @@ impl Llama {
         mut cache: Option<&mut Cache>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let (cos, sin) = self.angles.at(&batch.positions);
-        let mut x = embed(&self.embed_tokens, &batch.ids);
+        let (cos, sin) = self.angles.at(&batch.positions_in(pass));
+        let rows = embed(&self.embed_tokens, &batch.ids);
+        let mut x = LookupSlot::apply(self.lookup.as_ref(), &batch.ids, rows, pass);
         for (index, layer) in self.layers.iter().enumerate() {
             let context = Context {
                 cos: &cos,
@@ -262,12 +265,29 @@ impl Block {
 
 impl Host for Llama {
     fn geometry(&self) -> Geometry {
-        let LlamaConfig { layers, width, .. } = self.config;
-        self.plan.geometry(layers, width, self.config.kv_width())
+        let config = &self.config;
+        Geometry {
+            layers: config.layers,
+            width: config.width,
+            kv_width: config.kv_width(),
+            kv_heads: config.kv_heads,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(config.layers, |layer, role| match role {
+                Role::AfterAttention => format!("model.layers.{layer}.attention_adapters"),
+                _ => format!("model.layers.{layer}.output_adapters"),
+            }),
+            table: Table {
+                path: "model.embed_tokens".into(),
+                rows: config.vocab_size,
+                width: config.width,
+            },
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
         let plan = self.plan.clone();
+        self.lookup = surgeon.lookup(self.lookup);
         let layers = self.layers.into_iter().enumerate();
         self.layers = layers
             .map(|(i, layer)| layer.rebuild(i, &plan, surgeon))

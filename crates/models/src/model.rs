@@ -157,6 +157,14 @@ impl Model {
         }
     }
 
+    /// Number of classes of a classifier.
+    pub fn classes(&self) -> Option<usize> {
+        match self {
+            Model::Gpt2(_) | Model::Llama(_) => None,
+            Model::Bert(model) => Some(model.config.num_labels),
+        }
+    }
+
     /// Every base parameter by its checkpoint name and in the checkpoint's layout.
     pub fn export(&self) -> BTreeMap<String, TensorData> {
         match self {
@@ -260,6 +268,15 @@ impl Host for Model {
 pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelError> {
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let tensors = model.export();
+    let floats = state::float_tensors(model);
+    if floats.len() != tensors.len() {
+        let known: Vec<_> = model.geometry().params.iter().map(|p| p.id).collect();
+        let rows = state::parameters(model).into_iter();
+        let lost = rows.filter(|row| !known.contains(&row.id));
+        return Err(ModelError::Unnamed {
+            parameters: lost.map(|row| row.name).collect(),
+        });
+    }
     let mut config = config.clone();
     // Readers take the embedding table in place of a head that the configuration calls tied.
     if tensors.contains_key(LM_HEAD) && config.is_object() {

@@ -1,37 +1,22 @@
 //! What a model remembers of its parameters: their names, layouts and places.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{BaseParam, Geometry, Part, Role, Site};
+use peft_core::{BaseParam, Part, Role, Site, TapSite};
 
 /// What a model remembers of its parameters.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) params: Vec<BaseParam>,
     pub(crate) sites: Vec<Site>,
-    /// Parameters that the checkpoint keeps transposed.
-    pub(crate) transposed: HashSet<ParamId>,
 }
 
 /// Name of a language model's head in checkpoints.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
 impl Plan {
-    /// The shape of a model with these parameters, with one attention and one feed-forward
-    /// sublayer in every layer.
-    pub(crate) fn geometry(&self, layers: usize, width: usize, kv_width: usize) -> Geometry {
-        Geometry {
-            layers,
-            width,
-            kv_width,
-            sites: self.sites.clone(),
-            sublayers: vec![Role::AfterAttention, Role::AfterMlp],
-            params: self.params.clone(),
-        }
-    }
-
     /// The linear layers of a transformer layer, in the order they were built in.
     pub(crate) fn sites_of<const N: usize>(&self, layer: usize) -> [&Site; N] {
         let sites: Vec<_> = self
@@ -58,6 +43,8 @@ impl Plan {
             shape: head.lazy_shape().to_vec(),
             part: Part::Head,
             layer: None,
+            transposed: false,
+            role: None,
         });
         (head, plan)
     }
@@ -83,10 +70,21 @@ impl ModuleVisitor for Exporter<'_> {
         let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else {
             return;
         };
-        let value = match self.plan.transposed.contains(&param.id) {
+        let value = match known.transposed {
             true => param.val().swap_dims(0, 1),
             false => param.val(),
         };
         self.tensors.insert(known.name.clone(), value.into_data());
     }
+}
+
+/// The two sublayers of every layer, by the path of their adapters.
+pub(crate) fn tap_sites(layers: usize, path: impl Fn(usize, Role) -> String) -> Vec<TapSite> {
+    let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));
+    let site = |(layer, role)| TapSite {
+        layer,
+        role,
+        path: path(layer, role),
+    };
+    (0..layers).flat_map(roles).map(site).collect()
 }

@@ -23,10 +23,7 @@ fn floats(data: &TensorData) -> Vec<f32> {
 fn load(folder: &Path, device: &Device) -> Adapted<Model> {
     let loaded = models::load(folder, None, &mut Init::new(0, device)).unwrap();
     assert!(loaded.new_layers.is_empty());
-    Adapted {
-        host: loaded.model,
-        shared: None,
-    }
+    Adapted::plain(loaded.model)
 }
 
 /// Largest difference to the recorded logits, padded rows included.
@@ -131,7 +128,7 @@ fn greedy_generation_agrees(name: &str) {
     let prompt: Vec<u32> = ints(&golden["prompt"]).iter().map(|t| *t as u32).collect();
     let generation = Generation {
         max_new_tokens: 12,
-        eos: None,
+        eos: Vec::new(),
         choice: Choice::Greedy,
     };
     // A shorter prompt beside it, so that the row is generated from a left-padded batch.
@@ -175,7 +172,7 @@ fn generation_with_a_cache_equals_generation_without() {
         let mut text: Vec<u32> = vec![5, 9, 33, 8, 21];
         let generation = Generation {
             max_new_tokens: 15,
-            eos: None,
+            eos: Vec::new(),
             choice: Choice::Greedy,
         };
         let cached = models::generate(&model, &[&text], &generation, &device);
@@ -234,7 +231,7 @@ fn external_generation_agrees(base: &Path, expected: &Path) {
         let output: Vec<u32> = ints(output).iter().map(|t| *t as u32).collect();
         let generation = Generation {
             max_new_tokens: output.len() - prompt.len(),
-            eos: None,
+            eos: Vec::new(),
             choice: Choice::Greedy,
         };
         let text = models::generate(&model, &[&prompt], &generation, &device);

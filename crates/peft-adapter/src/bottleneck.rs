@@ -6,43 +6,48 @@ use burn::tensor::Tensor;
 use peft_core::{Activation, CoreError, Init, kernels};
 use serde::{Deserialize, Serialize};
 
-/// The width of a bottleneck, in either of the two ways the field states it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Width {
-    /// The width itself.
-    Bottleneck(usize),
-    /// The model's width over this factor.
-    ReductionFactor(usize),
+/// A factor on a bottleneck's output.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Scaling {
+    /// A constant.
+    Fixed(f64),
+    /// Trained.
+    Learned(LearnedScaling),
 }
 
-/// Picks the one of the two keys that was given.
-///
-/// # Errors
-/// If both were given, or one is zero or leaves no width.
-pub(crate) fn width(
-    bottleneck: Option<usize>,
-    reduction_factor: Option<usize>,
-    default: Width,
-    d: usize,
-) -> Result<usize, CoreError> {
-    let width = match (bottleneck, reduction_factor) {
-        (Some(_), Some(factor)) => {
-            let expected = "left out where `bottleneck` is given";
-            return Err(CoreError::bad_value("reduction_factor", factor, expected));
+/// A trained factor, which starts at 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnedScaling {
+    /// One number.
+    Learned,
+    /// One for every feature.
+    Channel,
+}
+
+impl Scaling {
+    /// One trained number.
+    pub fn learned() -> Self {
+        Self::Learned(LearnedScaling::Learned)
+    }
+
+    /// Number of trained values in a model of width `d`.
+    fn parameters(self, d: usize) -> usize {
+        match self {
+            Self::Fixed(_) => 0,
+            Self::Learned(LearnedScaling::Learned) => 1,
+            Self::Learned(LearnedScaling::Channel) => d,
         }
-        (Some(m), None) => Width::Bottleneck(m),
-        (None, Some(factor)) => Width::ReductionFactor(factor),
-        (None, None) => default,
-    };
-    match width {
-        Width::Bottleneck(0) => Err(CoreError::bad_value("bottleneck", 0, "at least 1")),
-        Width::Bottleneck(m) => Ok(m),
-        Width::ReductionFactor(factor) if factor == 0 || d / factor == 0 => {
-            let expected = format!("between 1 and the model's width {d}");
-            Err(CoreError::bad_value("reduction_factor", factor, &expected))
+    }
+
+    pub(crate) fn check(self) -> Result<(), CoreError> {
+        match self {
+            Self::Fixed(factor) if !factor.is_finite() => {
+                Err(CoreError::bad_value("scaling", factor, "a finite number"))
+            }
+            _ => Ok(()),
         }
-        Width::ReductionFactor(factor) => Ok(d / factor),
     }
 }
 
@@ -67,6 +72,9 @@ pub struct Bottleneck {
     up: Param<Tensor<2>>,
     /// `[d]`
     up_bias: Param<Tensor<1>>,
+    /// `[1]` or `[d]`
+    scaling: Option<Param<Tensor<1>>>,
+    factor: f64,
     dropout: Dropout,
     #[module(skip)]
     non_linearity: Activation,
@@ -77,7 +85,7 @@ impl Bottleneck {
     pub fn new(
         (d, m): (usize, usize),
         non_linearity: Activation,
-        dropout: f64,
+        scaling: Scaling,
         start: AdapterInit,
         init: &mut Init,
     ) -> Self {
@@ -90,44 +98,41 @@ impl Bottleneck {
             down_bias: Param::from_tensor(init.zeros([m])),
             up: Param::from_tensor(up),
             up_bias: Param::from_tensor(init.zeros([d])),
-            dropout: DropoutConfig::new(dropout).init(),
+            scaling: match scaling.parameters(d) {
+                0 => None,
+                count => Some(Param::from_tensor(init.full([count], 1.0))),
+            },
+            factor: match scaling {
+                Scaling::Fixed(factor) => factor,
+                Scaling::Learned(_) => 1.0,
+            },
+            dropout: DropoutConfig::new(0.0).init(),
             non_linearity,
         }
     }
 
+    /// The bottleneck with dropout on its output while training.
+    #[must_use]
+    pub fn with_dropout(self, dropout: f64) -> Self {
+        let dropout = DropoutConfig::new(dropout).init();
+        Self { dropout, ..self }
+    }
+
     /// Closed form of the number of parameters.
-    pub fn parameters(d: usize, m: usize) -> usize {
-        2 * m * d + d + m
+    pub fn parameters(d: usize, m: usize, scaling: Scaling) -> usize {
+        2 * m * d + d + m + scaling.parameters(d)
     }
 
     /// The bottleneck's output, without any residual.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.dropout.forward(x);
         let h = kernels::linear(x, self.down.val(), Some(self.down_bias.val()));
         let h = self.non_linearity.forward(h);
-        kernels::linear(h, self.up.val(), Some(self.up_bias.val()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn either_key_gives_the_width() {
-        let default = Width::ReductionFactor(16);
-        assert_eq!(width(Some(16), None, default, 768).unwrap(), 16);
-        assert_eq!(width(None, Some(48), default, 768).unwrap(), 16);
-        assert_eq!(width(None, None, default, 768).unwrap(), 48);
-    }
-
-    #[test]
-    fn both_keys_together_and_impossible_values_are_refused() {
-        let default = Width::ReductionFactor(16);
-        assert!(width(Some(16), Some(48), default, 768).is_err());
-        let error = width(None, Some(1000), default, 768)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("`reduction_factor` is 1000"), "{error}");
+        let y = kernels::linear(h, self.up.val(), Some(self.up_bias.val()));
+        let y = match &self.scaling {
+            Some(scaling) => y * scaling.val().unsqueeze(),
+            None if self.factor == 1.0 => y,
+            None => y.mul_scalar(self.factor),
+        };
+        self.dropout.forward(y)
     }
 }

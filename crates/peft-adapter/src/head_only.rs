@@ -33,7 +33,7 @@ impl Method for HeadOnly {
         param.part == Part::Head
     }
 
-    fn unties_head(&self) -> bool {
+    fn unties_head(&self, _geometry: &Geometry) -> bool {
         true
     }
 

@@ -7,56 +7,19 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use peft_core::{
-    Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
-    Sublayer, Tap, TapSlot, check,
-};
-use serde::{Deserialize, Serialize};
+use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
 
-use crate::bottleneck::{AdapterInit, Bottleneck, Width, width};
+use crate::adapter::{Adapter, Kind};
+use crate::bottleneck::{AdapterInit, Bottleneck};
 
 /// Configuration of Houlsby adapters, `kind = "houlsby"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Houlsby {
-    /// Width of the bottleneck; or give `reduction_factor`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bottleneck: Option<usize>,
-    /// The model's width over the bottleneck's; 16 where neither is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reduction_factor: Option<usize>,
-    /// Between down and up.
-    pub non_linearity: Activation,
-    /// Dropout on the adapter's input while training.
-    pub dropout: f64,
-    /// How the weights start.
-    pub init: AdapterInit,
-}
+pub type Houlsby = Adapter<HoulsbyKind>;
 
-impl Default for Houlsby {
-    fn default() -> Self {
-        Self {
-            bottleneck: None,
-            reduction_factor: None,
-            non_linearity: Activation::Swish,
-            dropout: 0.0,
-            init: AdapterInit::Bert,
-        }
-    }
-}
+/// Where Houlsby's bottlenecks sit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HoulsbyKind;
 
-impl Houlsby {
-    fn width(&self, d: usize) -> Result<usize, CoreError> {
-        width(
-            self.bottleneck,
-            self.reduction_factor,
-            Width::ReductionFactor(16),
-            d,
-        )
-    }
-}
-
-impl MethodConfig for Houlsby {
+impl Kind for HoulsbyKind {
     const INFO: MethodInfo = MethodInfo {
         kind: "houlsby",
         name: "Houlsby",
@@ -67,43 +30,16 @@ impl MethodConfig for Houlsby {
         mergeable: false,
         size_key: Some("bottleneck"),
     };
+    const ROLES: &'static [Role] = &[Role::AfterAttention, Role::AfterMlp];
+    const PARALLEL: bool = false;
+    const READS_SUM: bool = false;
+    const REDUCTION_FACTOR: usize = 16;
+    const NON_LINEARITY: Activation = Activation::Swish;
+    const SCALING: f64 = 1.0;
+    const INIT: AdapterInit = AdapterInit::Bert;
 
-    fn examples() -> Vec<Self> {
-        vec![
-            Houlsby {
-                bottleneck: Some(3),
-                ..Self::default()
-            },
-            Houlsby {
-                reduction_factor: Some(2),
-                non_linearity: Activation::Relu,
-                init: AdapterInit::Mam,
-                ..Self::default()
-            },
-        ]
-    }
-}
-
-impl Method for Houlsby {
-    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        check::dropout(self.dropout)?;
-        self.width(geometry.width).map(|_| ())
-    }
-
-    fn tap(&self, _layer: usize, _role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
-        let m = self.width(d).ok()?;
-        let adapter = Bottleneck::new((d, m), self.non_linearity, self.dropout, self.init, init);
-        Some(TapSlot::new(SerialAdapter { adapter }))
-    }
-
-    fn parameters(&self, geometry: &Geometry) -> usize {
-        let d = geometry.width;
-        let each = self.width(d).map_or(0, |m| Bottleneck::parameters(d, m));
-        geometry.layers * geometry.sublayers.len() * each
-    }
-
-    fn size(&self) -> Option<u64> {
-        self.bottleneck.map(|m| m as u64)
+    fn slot(adapter: Bottleneck) -> TapSlot {
+        TapSlot::new(SerialAdapter { adapter })
     }
 }
 

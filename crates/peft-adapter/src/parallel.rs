@@ -7,59 +7,19 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use peft_core::{
-    Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
-    Sublayer, Tap, TapSlot, check,
-};
-use serde::{Deserialize, Serialize};
+use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
 
-use crate::bottleneck::{AdapterInit, Bottleneck, Width, width};
+use crate::adapter::{Adapter, Kind};
+use crate::bottleneck::{AdapterInit, Bottleneck};
 
 /// Configuration of parallel adapters, `kind = "parallel"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Parallel {
-    /// Width of the bottleneck; or give `reduction_factor`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bottleneck: Option<usize>,
-    /// The model's width over the bottleneck's; 2 where neither is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reduction_factor: Option<usize>,
-    /// Between down and up.
-    pub non_linearity: Activation,
-    /// Dropout on the adapter's input while training.
-    pub dropout: f64,
-    /// Factor on the bottleneck's output.
-    pub scaling: f64,
-    /// How the weights start.
-    pub init: AdapterInit,
-}
+pub type Parallel = Adapter<ParallelKind>;
 
-impl Default for Parallel {
-    fn default() -> Self {
-        Self {
-            bottleneck: None,
-            reduction_factor: None,
-            non_linearity: Activation::Relu,
-            dropout: 0.0,
-            scaling: 4.0,
-            init: AdapterInit::Mam,
-        }
-    }
-}
+/// Where Parallel's bottlenecks sit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParallelKind;
 
-impl Parallel {
-    fn width(&self, d: usize) -> Result<usize, CoreError> {
-        width(
-            self.bottleneck,
-            self.reduction_factor,
-            Width::ReductionFactor(2),
-            d,
-        )
-    }
-}
-
-impl MethodConfig for Parallel {
+impl Kind for ParallelKind {
     const INFO: MethodInfo = MethodInfo {
         kind: "parallel",
         name: "Parallel",
@@ -70,56 +30,16 @@ impl MethodConfig for Parallel {
         mergeable: false,
         size_key: Some("bottleneck"),
     };
+    const ROLES: &'static [Role] = &[Role::AfterMlp];
+    const PARALLEL: bool = true;
+    const READS_SUM: bool = false;
+    const REDUCTION_FACTOR: usize = 2;
+    const NON_LINEARITY: Activation = Activation::Relu;
+    const SCALING: f64 = 4.0;
+    const INIT: AdapterInit = AdapterInit::Mam;
 
-    fn examples() -> Vec<Self> {
-        vec![
-            Parallel {
-                bottleneck: Some(3),
-                ..Self::default()
-            },
-            Parallel {
-                reduction_factor: Some(2),
-                non_linearity: Activation::Relu,
-                scaling: 1.0,
-                ..Self::default()
-            },
-        ]
-    }
-}
-
-impl Method for Parallel {
-    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        check::dropout(self.dropout)?;
-        if !self.scaling.is_finite() {
-            return Err(CoreError::bad_value(
-                "scaling",
-                self.scaling,
-                "a finite number",
-            ));
-        }
-        self.width(geometry.width).map(|_| ())
-    }
-
-    fn tap(&self, _layer: usize, role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
-        if role != Role::AfterMlp {
-            return None;
-        }
-        let m = self.width(d).ok()?;
-        let adapter = Bottleneck::new((d, m), self.non_linearity, self.dropout, self.init, init);
-        Some(TapSlot::new(ParallelAdapter {
-            adapter,
-            scaling: self.scaling,
-        }))
-    }
-
-    fn parameters(&self, geometry: &Geometry) -> usize {
-        let d = geometry.width;
-        let each = self.width(d).map_or(0, |m| Bottleneck::parameters(d, m));
-        geometry.layers * each
-    }
-
-    fn size(&self) -> Option<u64> {
-        self.bottleneck.map(|m| m as u64)
+    fn slot(adapter: Bottleneck) -> TapSlot {
+        TapSlot::new(ParallelAdapter { adapter })
     }
 }
 
@@ -127,16 +47,11 @@ impl Method for Parallel {
 #[derive(Module, Debug)]
 pub struct ParallelAdapter {
     adapter: Bottleneck,
-    scaling: f64,
 }
 
 impl Tap for ParallelAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        sublayer.output
-            + self
-                .adapter
-                .forward(sublayer.residual)
-                .mul_scalar(self.scaling)
+        self.adapter.forward(sublayer.residual) + sublayer.output
     }
 }
 

@@ -7,8 +7,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Attend, AttendSlot, CoreError, Geometry, Heads, Init, Method, MethodConfig, MethodInfo, Pass,
-    Start,
+    Attend, AttendSlot, CoreError, Fields, Foreign, Form, Geometry, Heads, Init, Method,
+    MethodConfig, MethodInfo, Pass, Rule, Start,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,10 @@ pub struct Prefix {
     pub num_virtual_tokens: usize,
     /// Standard deviation of the starting values.
     pub init_std: f64,
+    /// Whether the prefix takes positions, so that the text starts behind it: so in HF PEFT, not in
+    /// AdapterHub nor in the paper.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub takes_positions: bool,
 }
 
 impl Default for Prefix {
@@ -27,6 +31,7 @@ impl Default for Prefix {
         Self {
             num_virtual_tokens: 16,
             init_std: 0.02,
+            takes_positions: false,
         }
     }
 }
@@ -52,8 +57,26 @@ impl MethodConfig for Prefix {
             Prefix {
                 num_virtual_tokens: 1,
                 init_std: 0.5,
+                takes_positions: true,
             },
         ]
+    }
+
+    fn from_peft(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Self>, CoreError> {
+        if fields.peek("peft_type") != "PREFIX_TUNING" {
+            return Ok(None);
+        }
+        // What the file holds is the prefix itself, also where a network made it while training.
+        fields.ignore(&["prefix_projection", "encoder_hidden_size", "init_weights"]);
+        fields.allow("num_transformer_submodules", &[1.into()])?;
+        fields.allow("num_layers", &[geometry.layers.into()])?;
+        fields.ignore(&["num_attention_heads", "token_dim", "num_frozen_tokens"]);
+        fields.modules_to_save(geometry)?;
+        Ok(Some(Prefix {
+            num_virtual_tokens: fields.require("num_virtual_tokens")?,
+            takes_positions: true,
+            ..Self::default()
+        }))
     }
 }
 
@@ -82,6 +105,43 @@ impl Method for Prefix {
 
     fn parameters(&self, geometry: &Geometry) -> usize {
         geometry.layers * 2 * self.num_virtual_tokens * geometry.kv_width
+    }
+
+    fn position_offset(&self) -> usize {
+        match self.takes_positions {
+            true => self.num_virtual_tokens,
+            false => 0,
+        }
+    }
+
+    fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
+        // PEFT has no field for it: what it loads always takes positions.
+        if !self.takes_positions {
+            return None;
+        }
+        let (layers, count) = (geometry.layers, geometry.kv_width);
+        let width = layers * 2 * count;
+        let rule = |layer: usize, half: usize, name: &str| {
+            let start = (2 * layer + half) * count;
+            let form = Form::Columns {
+                start,
+                count,
+                width,
+            };
+            Rule::new(
+                format!("layer.{layer}.attention/{name}"),
+                "prompt_embeddings",
+                form,
+            )
+        };
+        let rules = (0..layers).flat_map(|i| [rule(i, 0, "keys"), rule(i, 1, "values")]);
+        let fields = serde_json::json!({
+            "peft_type": "PREFIX_TUNING", "num_virtual_tokens": self.num_virtual_tokens,
+            "num_layers": layers, "num_attention_heads": geometry.kv_heads,
+            "token_dim": count, "num_transformer_submodules": 1,
+            "prefix_projection": false, "encoder_hidden_size": count,
+        });
+        Some(Foreign::new(fields, rules.collect()))
     }
 
     fn size(&self) -> Option<u64> {

@@ -192,7 +192,7 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
         let merged = model.valid().merge();
         assert_eq!(merged.is_some(), M::INFO.mergeable, "{method:?} merges");
         let Some(host) = merged else { continue };
-        let distance = relative_distance(&setting.output(&Adapted { host, shared: None }), &output);
+        let distance = relative_distance(&setting.output(&Adapted::plain(host)), &output);
         assert!(
             distance < 1e-4,
             "{method:?} is {distance} off after merging"

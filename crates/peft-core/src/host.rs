@@ -7,12 +7,14 @@ use burn::tensor::Tensor;
 
 use crate::attend::AttendSlot;
 use crate::error::CoreError;
-use crate::geometry::Geometry;
+use crate::geometry::{BaseParam, Geometry, Part};
 use crate::init::Init;
+use crate::lookup::LookupSlot;
 use crate::method::{Method, Storage};
 use crate::pass::{Pass, SharedSlot};
 use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
+use crate::state;
 use crate::tap::TapSlot;
 
 /// A model that exposes its seams. It knows no method.
@@ -39,6 +41,10 @@ pub trait Surgeon {
     fn tap(&mut self, _layer: usize, _role: Role, old: Option<TapSlot>) -> Option<TapSlot> {
         old
     }
+    /// What sits on the token embedding, given what sat there before.
+    fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
+        old
+    }
     /// What replaces this layer's attention core, given what did before.
     fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
         old
@@ -52,18 +58,32 @@ pub struct Adapted<H: Host> {
     pub host: H,
     /// State the method's layers share.
     pub shared: Option<SharedSlot>,
+    /// By how much positions are moved up; see [`Method::position_offset`].
+    pub position_offset: usize,
 }
 
 impl<H: Host> Adapted<H> {
+    /// A model without any method.
+    pub fn plain(host: H) -> Self {
+        Self {
+            host,
+            shared: None,
+            position_offset: 0,
+        }
+    }
+
     /// The context of one forward pass.
     pub fn pass(&self) -> Pass<'_> {
-        Pass::with_shared(self.shared.as_ref())
+        let mut pass = Pass::with_shared(self.shared.as_ref());
+        pass.position_offset = self.position_offset;
+        pass
     }
 
     /// The same function as a plain model, or none where a part of the method does not merge.
     pub fn merge(self) -> Option<H> {
-        let Adapted { host, shared } = self;
+        let Adapted { host, shared, .. } = self;
         let mut merger = Merger {
+            params: host.geometry().params,
             pass: Pass::with_shared(shared.as_ref()),
             complete: true,
         };
@@ -75,7 +95,7 @@ impl<H: Host> Adapted<H> {
 /// The shape of a model as a method will find it: with a head of its own where the method asks for
 /// one. Counting on the bare model would miss a head that is tied to the embeddings.
 pub fn geometry_for<H: Host>(host: &H, method: &dyn Method) -> Geometry {
-    if method.unties_head() {
+    if method.unties_head(&host.geometry()) {
         host.clone().untie_head().geometry()
     } else {
         host.geometry()
@@ -89,13 +109,26 @@ pub fn trained_parameters(geometry: &Geometry, method: &dyn Method) -> usize {
     method.parameters(geometry) + head
 }
 
+/// Whether anything is trained inside the transformer layers or below them, so that the backward
+/// pass has to enter them.
+pub fn trains_inside(geometry: &Geometry, method: &dyn Method) -> bool {
+    let inside = |p: &BaseParam| p.layer.is_some() || p.part == Part::Embedding;
+    let adds_something = method.parameters(geometry) > geometry.count(|p| method.trains(p));
+    adds_something
+        || geometry
+            .params
+            .iter()
+            .any(|p| inside(p) && method.trains(p))
+}
+
 /// Puts a method into a model: packs the frozen weights, fills the seams, freezes everything but
 /// what the method trains and (for classifiers) the task head.
 ///
 /// The result is on the device of `init`, in training mode if that device tracks gradients.
 ///
 /// # Errors
-/// If the configuration makes no sense for this model, or a weight cannot be packed.
+/// If the configuration makes no sense for this model, or a weight cannot be packed, is packed another
+/// way already, or is packed and would be trained.
 pub fn adapt<H: Host>(
     host: H,
     method: &dyn Method,
@@ -104,7 +137,7 @@ pub fn adapt<H: Host>(
 ) -> Result<Adapted<H>, CoreError> {
     let geometry = host.geometry();
     method.check(&geometry)?;
-    let host = if method.unties_head() {
+    let host = if method.unties_head(&geometry) {
         host.untie_head()
     } else {
         host
@@ -120,6 +153,7 @@ pub fn adapt<H: Host>(
         Some(storage) => pack(host, storage)?,
         None => host,
     };
+    trains_nothing_packed(&host, method, &geometry)?;
     let shared = method.shared(&geometry, init);
     let host = host.rebuild(&mut Fitter {
         method,
@@ -136,6 +170,7 @@ pub fn adapt<H: Host>(
     let adapted = Adapted {
         host: host.map(&mut Unfreeze(trained)),
         shared,
+        position_offset: method.position_offset(),
     };
     Ok(if init.device().is_autodiff() {
         adapted.train()
@@ -165,12 +200,46 @@ impl Surgeon for Packer<'_> {
     fn projection(&mut self, site: &Site, base: Proj) -> Proj {
         let packed = match base.downcast_ref::<Dense>() {
             Some(dense) => self.storage.pack(site, dense.clone()),
-            None => return base,
+            None => packed_already(self.storage, site, &base).map(|()| base.clone()),
         };
         packed.unwrap_or_else(|error| {
             self.error.get_or_insert(error);
             base
         })
+    }
+}
+
+/// Accepts a base that is stored as asked for, and no other: packing it again would lose twice.
+fn packed_already(storage: &dyn Storage, site: &Site, base: &Proj) -> Result<(), CoreError> {
+    match base.packing() {
+        Some(found) if found != storage.packing() => {
+            let expected = format!(
+                "none or `{found}`, which `{}` is packed in already",
+                site.path
+            );
+            let found = format!("`{}`", storage.packing());
+            Err(CoreError::bad_value("storage", found, &expected))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses methods that train weights of the base where those are packed: codes have no gradient.
+fn trains_nothing_packed<H: Host>(
+    host: &H,
+    method: &dyn Method,
+    geometry: &Geometry,
+) -> Result<(), CoreError> {
+    let rows = state::parameters(host);
+    let dense: HashSet<ParamId> = rows.into_iter().map(|row| row.id).collect();
+    let mut trained = geometry.params.iter().filter(|p| method.trains(p));
+    match trained.find(|p| !dense.contains(&p.id)) {
+        None => Ok(()),
+        Some(param) => {
+            let expected = "dense, because the method trains it; leave `storage` out, or start from \
+                            a model that is not packed";
+            Err(CoreError::bad_value(&param.name, "packed", expected))
+        }
     }
 }
 
@@ -190,17 +259,44 @@ impl Surgeon for Fitter<'_> {
     fn attend(&mut self, layer: usize, _old: Option<AttendSlot>) -> Option<AttendSlot> {
         self.method.attend(layer, self.geometry.kv_width, self.init)
     }
+    fn lookup(&mut self, _old: Option<LookupSlot>) -> Option<LookupSlot> {
+        self.method.lookup(&self.geometry.table, self.init)
+    }
 }
 
 struct Merger<'a> {
+    params: Vec<BaseParam>,
     pass: Pass<'a>,
     complete: bool,
 }
 
+impl Merger<'_> {
+    /// The layer with the identities its parameters have in the base, so that it is exported under
+    /// their names. A bias the base does not have keeps its new identity.
+    fn identified(&self, site: &Site, dense: Dense) -> Dense {
+        let id = |leaf: &str| {
+            let name = format!("{}.{leaf}", site.path);
+            self.params.iter().find(|p| p.name == name).map(|p| p.id)
+        };
+        let bias = dense.bias.map(|bias| with_id(bias, id("bias")));
+        Dense {
+            weight: with_id(dense.weight, id("weight")),
+            bias,
+        }
+    }
+}
+
+fn with_id<const D: usize>(param: Param<Tensor<D>>, id: Option<ParamId>) -> Param<Tensor<D>> {
+    match id {
+        Some(id) => Param::initialized(id, param.val()),
+        None => param,
+    }
+}
+
 impl Surgeon for Merger<'_> {
-    fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+    fn projection(&mut self, site: &Site, base: Proj) -> Proj {
         match base.merge(&self.pass) {
-            Some(dense) => Proj::new(dense),
+            Some(dense) => Proj::new(self.identified(site, dense)),
             None => {
                 self.complete = false;
                 base
@@ -212,6 +308,10 @@ impl Surgeon for Merger<'_> {
         old
     }
     fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
+        self.complete &= old.is_none();
+        old
+    }
+    fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
         self.complete &= old.is_none();
         old
     }

@@ -4,8 +4,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::attend::AttendSlot;
 use crate::error::CoreError;
-use crate::geometry::{BaseParam, Geometry};
+use crate::exchange::{Fields, Foreign};
+use crate::geometry::{BaseParam, Geometry, Table};
 use crate::init::Init;
+use crate::lookup::LookupSlot;
 use crate::pass::SharedSlot;
 use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
@@ -50,13 +52,23 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What sits on the token embedding.
+    fn lookup(&self, _table: &Table, _init: &mut Init) -> Option<LookupSlot> {
+        None
+    }
+
+    /// By how much the positions of the tokens are moved up: a prefix that takes positions.
+    fn position_offset(&self) -> usize {
+        0
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false
     }
 
     /// Whether a head that shares the embedding table gets a copy of its own.
-    fn unties_head(&self) -> bool {
+    fn unties_head(&self, _geometry: &Geometry) -> bool {
         false
     }
 
@@ -65,6 +77,18 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 
     /// The size that sweeps vary, in the words of [`MethodInfo::size_key`].
     fn size(&self) -> Option<u64> {
+        None
+    }
+
+    /// How HF PEFT keeps this method: every field of `adapter_config.json` that is not common to
+    /// all methods, and the tensors. None where PEFT has no such method.
+    fn peft(&self, _geometry: &Geometry) -> Option<Foreign> {
+        None
+    }
+
+    /// How AdapterHub keeps this method under an adapter name: its `config` and the tensors. None
+    /// where AdapterHub has no such method.
+    fn adapter_hub(&self, _geometry: &Geometry, _name: &str) -> Option<Foreign> {
         None
     }
 }
@@ -76,6 +100,25 @@ pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static 
 
     /// Configurations the contract suite runs, at least one; small sizes.
     fn examples() -> Vec<Self>;
+
+    /// Reads the fields of an HF PEFT configuration; none where they describe another method.
+    ///
+    /// # Errors
+    /// If a field has a value this method cannot follow.
+    fn from_peft(_fields: &mut Fields, _geometry: &Geometry) -> Result<Option<Self>, CoreError> {
+        Ok(None)
+    }
+
+    /// Reads an AdapterHub `config`; none where it describes another method.
+    ///
+    /// # Errors
+    /// If a field has a value this method cannot follow.
+    fn from_adapter_hub(
+        _fields: &mut Fields,
+        _geometry: &Geometry,
+    ) -> Result<Option<Self>, CoreError> {
+        Ok(None)
+    }
 }
 
 /// Where a model starts right after a method was put into it.
@@ -115,12 +158,18 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// Name for tables: `nf4`, `nf4+dq`.
     fn name(&self) -> String;
 
+    /// The same in full, so that equal words mean equal storage: `nf4+dq in blocks of 64`; see
+    /// [`Projection::packing`](crate::projection::Projection::packing).
+    fn packing(&self) -> String {
+        self.name()
+    }
+
     /// Packs the weight of a linear layer.
     ///
     /// # Errors
     /// If the weight cannot be stored this way.
     fn pack(&self, site: &Site, dense: Dense) -> Result<Proj, CoreError>;
 
-    /// Bytes of a packed weight of this many values.
-    fn bytes(&self, numel: usize) -> usize;
+    /// Bytes of a packed weight of these dimensions, `(d_in, d_out)`.
+    fn bytes(&self, dims: (usize, usize)) -> usize;
 }

@@ -12,6 +12,8 @@ use crate::projection::short_type_name;
 #[derive(Default)]
 #[non_exhaustive]
 pub struct Pass<'a> {
+    /// What is added to every token's position; see [`Method::position_offset`](crate::Method).
+    pub position_offset: usize,
     shared: Option<&'a SharedSlot>,
     losses: RefCell<Vec<Tensor<1>>>,
 }

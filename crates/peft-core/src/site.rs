@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::CoreError;
+use crate::exchange::path_ends_with;
 
 /// What a place in the model does, by the field's usual names, whatever the model calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,7 +106,8 @@ impl Targets {
         Targets::One(ALL_LINEAR.into())
     }
 
-    fn names(&self) -> &[String] {
+    /// The names as the configuration spells them; none for the default.
+    pub fn names(&self) -> &[String] {
         match self {
             Targets::Default => &[],
             Targets::One(name) => std::slice::from_ref(name),
@@ -115,11 +117,21 @@ impl Targets {
 
     /// Whether the layer is among the targets.
     pub fn contains(&self, site: &Site) -> bool {
+        self.contains_path(&site.path, Some(site.role))
+    }
+
+    /// Whether a layer of this path and role is among the targets; a layer without a role is no
+    /// place for a method.
+    pub fn contains_path(&self, path: &str, role: Option<Role>) -> bool {
+        let Some(role) = role else {
+            return false;
+        };
         match self {
-            Targets::Default => {
-                matches!(site.role, Role::Query | Role::Value | Role::FusedQkv)
-            }
-            _ => self.names().iter().any(|name| name_matches(name, site)),
+            Targets::Default => matches!(role, Role::Query | Role::Value | Role::FusedQkv),
+            _ => self
+                .names()
+                .iter()
+                .any(|name| name_matches(name, path, role)),
         }
     }
 
@@ -128,10 +140,26 @@ impl Targets {
     /// # Errors
     /// If any of the names matches nothing: the error lists what could have been meant.
     pub fn select<'a>(&self, sites: &'a [Site]) -> Result<Vec<&'a Site>, CoreError> {
+        self.select_or(sites, |_| false)
+    }
+
+    /// The layers among `sites` that are targets, where a name may also stand for something else.
+    ///
+    /// # Errors
+    /// If any of the names matches neither.
+    pub fn select_or<'a>(
+        &self,
+        sites: &'a [Site],
+        elsewhere: impl Fn(&str) -> bool,
+    ) -> Result<Vec<&'a Site>, CoreError> {
+        let matches_a_site = |name: &str| {
+            let mut sites = sites.iter();
+            sites.any(|site| name_matches(name, &site.path, site.role))
+        };
         let unmatched = self
             .names()
             .iter()
-            .find(|name| !sites.iter().any(|site| name_matches(name, site)));
+            .find(|name| !matches_a_site(name) && !elsewhere(name));
         if let Some(name) = unmatched {
             return Err(CoreError::NoSuchTarget {
                 target: name.clone(),
@@ -139,7 +167,7 @@ impl Targets {
             });
         }
         let selected: Vec<_> = sites.iter().filter(|site| self.contains(site)).collect();
-        if selected.is_empty() {
+        if selected.is_empty() && !self.names().iter().any(|name| elsewhere(name)) {
             let target = format!("{:?}", self.names());
             return Err(CoreError::NoSuchTarget {
                 target,
@@ -150,16 +178,11 @@ impl Targets {
     }
 }
 
-fn name_matches(name: &str, site: &Site) -> bool {
-    let end_of_path = || {
-        site.path
-            .strip_suffix(name)
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    !name.is_empty() && (name == ALL_LINEAR || name == site.role.name() || end_of_path())
+fn name_matches(name: &str, path: &str, role: Role) -> bool {
+    !name.is_empty() && (name == ALL_LINEAR || name == role.name() || path_ends_with(path, name))
 }
 
-fn known_names(sites: &[Site]) -> String {
+pub(crate) fn known_names(sites: &[Site]) -> String {
     let mut names = vec![ALL_LINEAR];
     for site in sites {
         for name in [site.name(), site.role.name()] {

@@ -105,8 +105,13 @@ pub type Tensors = BTreeMap<String, TensorData>;
 
 /// The values of the trained parameters. Call it on a module in training mode.
 pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
+    collected(module, |tracked| tracked)
+}
+
+fn collected<M: Module>(module: &M, wanted: fn(bool) -> bool) -> Tensors {
     struct Collector {
         path: Vec<String>,
+        wanted: fn(bool) -> bool,
         tensors: Tensors,
     }
     impl ModuleVisitor for Collector {
@@ -117,7 +122,7 @@ pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
+            if (self.wanted)(param.is_require_grad()) {
                 self.tensors
                     .insert(self.path.join("."), param.val().into_data());
             }
@@ -125,10 +130,29 @@ pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
     }
     let mut collector = Collector {
         path: Vec::new(),
+        wanted,
         tensors: Tensors::new(),
     };
     module.visit(&mut collector);
     collector.tensors
+}
+
+/// The values of every floating-point parameter, trained or not.
+pub fn float_tensors<M: Module>(module: &M) -> Tensors {
+    collected(module, |_| true)
+}
+
+/// Puts values in place of parameters of these names, trained or not. `file` names their source in
+/// errors.
+///
+/// # Errors
+/// Lists every tensor that no parameter is called after, or of another shape; nothing is changed
+/// then.
+pub fn set<M: Module>(module: M, tensors: Tensors, file: &str) -> Result<M, CoreError> {
+    let names: Vec<String> = tensors.keys().cloned().collect();
+    let rows = parameters(&module).into_iter();
+    let wanted = rows.filter(|row| names.contains(&row.name)).collect();
+    put(module, wanted, tensors, file)
 }
 
 /// Puts saved values back in place of the trained parameters. `file` names their source in errors.
@@ -136,11 +160,22 @@ pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
 /// # Errors
 /// Lists every tensor that is missing, left over or of another shape; nothing is changed then.
 pub fn restore<M: Module>(module: M, tensors: Tensors, file: &str) -> Result<M, CoreError> {
-    let trained = parameters(&module).into_iter().filter(|row| row.trainable);
+    let rows = parameters(&module).into_iter();
+    let trained = rows.filter(|row| row.trainable).collect();
+    put(module, trained, tensors, file)
+}
+
+/// Puts values in place of exactly these parameters.
+fn put<M: Module>(
+    module: M,
+    wanted: Vec<ParamRow>,
+    tensors: Tensors,
+    file: &str,
+) -> Result<M, CoreError> {
     let mut left = tensors;
     let mut values = HashMap::new();
     let mut problems = Vec::new();
-    for row in trained {
+    for row in wanted {
         match left.remove(&row.name) {
             None => problems.push(format!("missing `{}` {:?}", row.name, row.shape)),
             Some(data) if data.shape().to_vec() != row.shape => problems.push(format!(

@@ -5,9 +5,10 @@ use burn::tensor::{Int, Tensor};
 
 use crate::attend::{AttendSlot, AttentionSpec, Heads};
 use crate::contract::ContractHost;
-use crate::geometry::{BaseParam, Geometry, Part};
+use crate::geometry::{BaseParam, Geometry, Part, Table, TapSite};
 use crate::host::{Adapted, Host, Surgeon};
 use crate::init::Init;
+use crate::lookup::LookupSlot;
 use crate::pass::Pass;
 use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
@@ -22,6 +23,7 @@ const LAYERS: usize = 2;
 #[derive(Module, Debug)]
 pub struct Toy {
     embedding: Param<Tensor<2>>,
+    lookup: Option<LookupSlot>,
     layers: Vec<ToyLayer>,
     head: Param<Tensor<2>>,
 }
@@ -81,6 +83,8 @@ impl LayerBuilder<'_> {
             shape,
             part,
             layer: Some(self.layer),
+            transposed: false,
+            role: None,
         });
         param
     }
@@ -90,6 +94,8 @@ impl LayerBuilder<'_> {
         let bias = self.init.normal([d_out], 0.1);
         let weight = self.param(&format!("{name}.weight"), Part::Linear, weight);
         let bias = Some(self.param(&format!("{name}.bias"), Part::Linear, bias));
+        let own = self.params.iter_mut().rev().take(2);
+        own.for_each(|param| param.role = Some(role));
         let path = format!("layers.{}.{name}", self.layer);
         self.sites.push(Site {
             layer: self.layer,
@@ -195,6 +201,8 @@ impl Host for Toy {
             shape: param.lazy_shape().to_vec(),
             part,
             layer: None,
+            transposed: false,
+            role: None,
         };
         let mut params = vec![table(&self.embedding, "embedding.weight", Part::Embedding)];
         params.extend(self.layers.iter().flat_map(|l| l.params.clone()));
@@ -203,13 +211,30 @@ impl Host for Toy {
             layers: LAYERS,
             width: WIDTH,
             kv_width: WIDTH,
+            kv_heads: 2,
             sites: self.layers.iter().flat_map(|l| l.sites.clone()).collect(),
-            sublayers: vec![Role::AfterAttention, Role::AfterMlp],
+            taps: (0..LAYERS)
+                .flat_map(|layer| {
+                    [(Role::AfterAttention, "attn"), (Role::AfterMlp, "mlp")].map(|(role, name)| {
+                        TapSite {
+                            layer,
+                            role,
+                            path: format!("layers.{layer}.{name}"),
+                        }
+                    })
+                })
+                .collect(),
+            table: Table {
+                path: "embedding".into(),
+                rows: VOCAB,
+                width: WIDTH,
+            },
             params,
         }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {
+        self.lookup = surgeon.lookup(self.lookup);
         self.layers = self
             .layers
             .into_iter()
@@ -226,6 +251,7 @@ impl ContractHost for Toy {
     fn build(init: &mut Init) -> Self {
         Self {
             embedding: Param::from_tensor(init.normal([VOCAB, WIDTH], 1.0)),
+            lookup: None,
             layers: (0..LAYERS)
                 .map(|layer| ToyLayer::new(layer, init))
                 .collect(),
@@ -237,8 +263,13 @@ impl ContractHost for Toy {
         let pass = adapted.pass();
         let toy = &adapted.host;
         let [batch, seq] = ids.dims();
-        let x = toy.embedding.val().select(0, ids.reshape([batch * seq]));
-        let x = x.reshape([batch, seq, WIDTH]);
+        let rows = ids.clone().reshape([batch * seq]);
+        let x = toy
+            .embedding
+            .val()
+            .select(0, rows)
+            .reshape([batch, seq, WIDTH]);
+        let x = LookupSlot::apply(toy.lookup.as_ref(), &ids, x, &pass);
         let x = toy
             .layers
             .iter()

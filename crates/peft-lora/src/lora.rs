@@ -1,17 +1,27 @@
 //! LoRA: a trained low-rank product beside a frozen linear layer.
 //!
-//! Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
-//! Seam: linear layers. `y = x W + b + scaling * dropout(x) A B` with `scaling = alpha / rank`.
+//! Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685;
+//! the scaling of `rslora`: Kalajdzievski 2023, arXiv 2312.03732.
+//! Seam: linear layers, and the token embedding where it is among the targets.
+//! `y = x W + b + scaling * dropout(x) A B` with `scaling = alpha / rank`.
 //! Starts as HF PEFT does: `A` Kaiming-uniform, `B` zero.
 
-use burn::module::{Module, Param};
-use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
+mod embedding;
+mod linear;
+mod peft;
+
+use std::collections::BTreeMap;
+
+use peft_core::exchange::path_ends_with;
+use peft_core::geometry::is_part_of;
 use peft_core::{
-    CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
-    Site, Start, Targets, check, kernels,
+    BaseParam, CoreError, Fields, Foreign, Geometry, Init, LookupSlot, Method, MethodConfig,
+    MethodInfo, Proj, Role, Site, Start, Table, Targets, check,
 };
 use serde::{Deserialize, Serialize};
+
+pub use embedding::LoraEmbedding;
+pub use linear::LoraLinear;
 
 /// Configuration of LoRA, `kind = "lora"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,8 +33,44 @@ pub struct Lora {
     pub alpha: f64,
     /// Dropout on the input of `A` while training.
     pub dropout: f64,
-    /// Which linear layers; query and value (or the fused projection) where none are named.
+    /// Which linear layers; query and value (or the fused projection) where none are named. The
+    /// role `"embedding"` or the embedding's name adds the token embedding.
     pub targets: Targets,
+    /// Scaling `alpha / sqrt(rank)`, which keeps updates of high ranks from shrinking (rsLoRA).
+    #[serde(skip_serializing_if = "is_default")]
+    pub rslora: bool,
+    /// Ranks of single layers, by the end of their path; the longest that matches counts.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Values of `alpha` of single layers, likewise.
+    #[serde(skip_serializing_if = "is_default")]
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Which biases of the base are trained.
+    #[serde(skip_serializing_if = "is_default")]
+    pub bias: Bias,
+    /// Whether `B` has a bias of its own.
+    #[serde(skip_serializing_if = "is_default")]
+    pub lora_bias: bool,
+    /// Modules of the base that are trained whole, by a part of their path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub modules_to_save: Vec<String>,
+}
+
+/// Which biases of the base are trained beside the updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Every bias of the model.
+    All,
+    /// The biases of the targets.
+    LoraOnly,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for Lora {
@@ -34,8 +80,68 @@ impl Default for Lora {
             alpha: 16.0,
             dropout: 0.0,
             targets: Targets::Default,
+            rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            bias: Bias::None,
+            lora_bias: false,
+            modules_to_save: Vec::new(),
         }
     }
+}
+
+impl Lora {
+    /// The rank at a layer.
+    pub(crate) fn rank_at(&self, path: &str) -> usize {
+        longest_match(&self.rank_pattern, path).unwrap_or(self.rank)
+    }
+
+    /// The factor on the update at a layer.
+    pub(crate) fn scaling_at(&self, path: &str) -> f64 {
+        let alpha = longest_match(&self.alpha_pattern, path).unwrap_or(self.alpha);
+        let rank = self.rank_at(path) as f64;
+        alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    fn selected<'a>(&self, geometry: &'a Geometry) -> impl Iterator<Item = &'a Site> {
+        let sites = geometry.sites.iter();
+        sites.filter(|site| self.targets.contains(site))
+    }
+
+    /// Whether the token embedding is a target.
+    fn embeds(&self, table: &Table) -> bool {
+        let names = self.targets.names().iter();
+        names.into_iter().any(|name| names_table(name, table))
+    }
+
+    fn check_patterns(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        let keys = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
+        for key in keys {
+            let hits_a_target = |site: &Site| path_ends_with(&site.path, key);
+            if !self.selected(geometry).any(hits_a_target) {
+                let expected = "the end of a target's path";
+                return Err(CoreError::bad_value(
+                    "rank_pattern / alpha_pattern",
+                    key,
+                    expected,
+                ));
+            }
+        }
+        self.rank_pattern
+            .values()
+            .try_for_each(|rank| check::rank(*rank))
+    }
+}
+
+/// The value whose key is the longest that ends the path.
+fn longest_match<T: Copy>(table: &BTreeMap<String, T>, path: &str) -> Option<T> {
+    let hits = table.iter().filter(|(key, _)| path_ends_with(path, key));
+    hits.max_by_key(|(key, _)| key.len())
+        .map(|(_, value)| *value)
+}
+
+fn names_table(name: &str, table: &Table) -> bool {
+    name == Role::Embedding.name() || path_ends_with(&table.path, name)
 }
 
 impl MethodConfig for Lora {
@@ -60,9 +166,20 @@ impl MethodConfig for Lora {
             Lora {
                 rank: 3,
                 targets: Targets::all_linear(),
+                rslora: true,
+                ..Self::default()
+            },
+            Lora {
+                rank: 2,
+                bias: Bias::LoraOnly,
+                lora_bias: true,
                 ..Self::default()
             },
         ]
+    }
+
+    fn from_peft(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Self>, CoreError> {
+        peft::read(fields, geometry)
     }
 }
 
@@ -73,71 +190,66 @@ impl Method for Lora {
             return Err(CoreError::bad_value("alpha", self.alpha, "a finite number"));
         }
         check::dropout(self.dropout)?;
-        self.targets.select(&geometry.sites).map(|_| ())
+        let table = |name: &str| names_table(name, &geometry.table);
+        self.targets.select_or(&geometry.sites, table)?;
+        for name in &self.modules_to_save {
+            if !geometry.has_module(name) {
+                let expected = "the name of a module of the base";
+                return Err(CoreError::bad_value("modules_to_save", name, expected));
+            }
+        }
+        self.check_patterns(geometry)
     }
 
     fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
         if !self.targets.contains(site) {
             return base;
         }
-        Proj::new(LoraLinear {
-            a: Param::from_tensor(init.kaiming_uniform([site.d_in, self.rank], site.d_in)),
-            b: Param::from_tensor(init.zeros([self.rank, site.d_out])),
-            dropout: DropoutConfig::new(self.dropout).init(),
-            scaling: self.alpha / self.rank as f64,
-            base,
-        })
+        Proj::new(LoraLinear::new(self, site, base, init))
+    }
+
+    fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
+        let embeds = self.embeds(table);
+        embeds.then(|| LookupSlot::new(LoraEmbedding::new(self, table, init)))
+    }
+
+    fn trains(&self, param: &BaseParam) -> bool {
+        let bias = match self.bias {
+            Bias::None => false,
+            Bias::All => param.is_bias(),
+            Bias::LoraOnly => {
+                let layer = param.name.strip_suffix(".bias");
+                layer.is_some_and(|layer| self.targets.contains_path(layer, param.role))
+            }
+        };
+        let saved = |name: &String| is_part_of(name, &param.name);
+        bias || self.modules_to_save.iter().any(saved)
+    }
+
+    fn unties_head(&self, geometry: &Geometry) -> bool {
+        let tied = |name: &String| name == "lm_head" || path_ends_with(&geometry.table.path, name);
+        self.modules_to_save.iter().any(tied)
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        let targets = geometry
-            .sites
-            .iter()
-            .filter(|site| self.targets.contains(site));
-        targets
-            .map(|site| self.rank * (site.d_in + site.d_out))
-            .sum()
+        let own = self.selected(geometry).map(|site| {
+            let bias = if self.lora_bias { site.d_out } else { 0 };
+            self.rank_at(&site.path) * (site.d_in + site.d_out) + bias
+        });
+        let table = &geometry.table;
+        let embedding = match self.embeds(table) {
+            true => self.rank_at(&table.path) * (table.rows + table.width),
+            false => 0,
+        };
+        own.sum::<usize>() + embedding + geometry.count(|param| self.trains(param))
     }
 
     fn size(&self) -> Option<u64> {
         Some(self.rank as u64)
     }
-}
 
-/// A linear layer with a low-rank update.
-#[derive(Module, Debug)]
-pub struct LoraLinear {
-    base: Proj,
-    /// `[d_in, rank]`
-    a: Param<Tensor<2>>,
-    /// `[rank, d_out]`
-    b: Param<Tensor<2>>,
-    dropout: Dropout,
-    scaling: f64,
-}
-
-impl Projection for LoraLinear {
-    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let y = self.base.forward(x.clone(), pass);
-        // The scaling goes onto the narrow product: rank values a token in place of d_out.
-        let h = kernels::linear(self.dropout.forward(x), self.a.val(), None);
-        kernels::linear_onto(y, h.mul_scalar(self.scaling), self.b.val())
-    }
-
-    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        self.base.weight(pass) + self.a.val().matmul(self.b.val()).mul_scalar(self.scaling)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
+    fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
+        Some(peft::write(self, geometry))
     }
 }
 
@@ -145,103 +257,72 @@ impl Projection for LoraLinear {
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use peft_core::contract::random;
-    use peft_core::site::Role;
 
     peft_core::contract_tests!(Lora);
 
-    fn layer(lora: &Lora, device: &Device) -> Proj {
-        let site = Site {
-            layer: 0,
-            role: Role::Query,
-            path: "query".into(),
-            d_in: 6,
-            d_out: 5,
-        };
-        let base = Dense::new(random([6, 5], device), Some(random([5], device)));
-        lora.project(&site, Proj::new(base), &mut Init::new(1, device))
-    }
-
-    #[test]
-    fn the_start_of_a_is_kaiming_uniform_and_b_is_zero() {
-        let device = Device::flex();
-        let proj = layer(
-            &Lora {
-                rank: 4,
-                ..Lora::default()
-            },
-            &device,
-        );
-        let lora: &LoraLinear = proj.downcast_ref().unwrap();
-        let a: Vec<f32> = lora.a.val().into_data().try_to_vec().unwrap();
-        let bound = 1.0 / 6f32.sqrt();
-        assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.5 * bound));
-        assert!(
-            lora.b
-                .val()
-                .into_data()
-                .try_to_vec::<f32>()
-                .unwrap()
-                .iter()
-                .all(|v| *v == 0.0)
-        );
-    }
-
-    #[test]
-    fn the_activation_path_agrees_with_the_composed_weight() {
-        let device = Device::flex();
-        let proj = layer(
-            &Lora {
-                rank: 4,
-                alpha: 7.0,
-                ..Lora::default()
-            },
-            &device,
-        );
-        let mut lora = proj.downcast_ref::<LoraLinear>().unwrap().clone();
-        lora.b = Param::from_tensor(random([4, 5], &device));
-        let x = random([2, 3, 6], &device);
-        let pass = Pass::new();
-        let composed =
-            x.clone().matmul(lora.weight(&pass).unsqueeze()) + lora.bias().unwrap().unsqueeze();
-        let difference = (Projection::forward(&lora, x, &pass) - composed)
-            .abs()
-            .max();
-        assert!(difference.into_scalar::<f32>() < 1e-5);
-    }
-
-    #[test]
-    fn dropout_acts_in_training_and_not_in_validation() {
-        let device = Device::flex().autodiff();
-        let proj = layer(
-            &Lora {
-                dropout: 0.5,
-                ..Lora::default()
-            },
-            &device,
-        );
-        let mut lora = proj.downcast_ref::<LoraLinear>().unwrap().clone();
-        lora.b = Param::from_tensor(random([8, 5], &device));
-        let x = random([2, 3, 6], &device);
-        let twice = |lora: &LoraLinear, x: Tensor<3>| {
-            let run = || Projection::forward(lora, x.clone(), &Pass::new()).into_data();
-            run() == run()
-        };
-        assert!(!twice(&lora, x.clone()));
-        assert!(twice(&lora.valid(), x.without_autodiff()));
+    fn geometry() -> Geometry {
+        let toy: peft_core::toy::Toy =
+            peft_core::contract::ContractHost::build(&mut Init::new(0, &Device::flex()));
+        peft_core::Host::geometry(&toy)
     }
 
     #[test]
     fn a_rank_of_zero_is_refused_by_name() {
-        let toy: peft_core::toy::Toy =
-            peft_core::contract::ContractHost::build(&mut Init::new(0, &Device::flex()));
-        let geometry = peft_core::Host::geometry(&toy);
-        let error = Lora {
+        let lora = Lora {
             rank: 0,
             ..Lora::default()
-        }
-        .check(&geometry)
-        .unwrap_err();
+        };
+        let error = lora.check(&geometry()).unwrap_err();
         assert!(error.to_string().contains("`rank` is 0"), "{error}");
+    }
+
+    #[test]
+    fn patterns_set_the_rank_and_alpha_of_the_layers_they_name() {
+        let lora: Lora = serde_json::from_value(serde_json::json!({
+            "rank": 4, "alpha": 8, "targets": ["query", "value"],
+            "rank_pattern": {"query": 2, "layers.1.attn.query": 6},
+            "alpha_pattern": {"value": 1}
+        }))
+        .unwrap();
+        lora.check(&geometry()).unwrap();
+        assert_eq!(lora.rank_at("layers.0.attn.query"), 2);
+        assert_eq!(lora.rank_at("layers.1.attn.query"), 6);
+        assert_eq!(lora.scaling_at("layers.1.attn.value"), 0.25);
+        assert_eq!(lora.scaling_at("layers.0.attn.query"), 4.0);
+    }
+
+    #[test]
+    fn a_pattern_that_matches_no_target_is_refused() {
+        let lora = Lora {
+            rank_pattern: BTreeMap::from([("mlp.up".into(), 2)]),
+            ..Lora::default()
+        };
+        let error = lora.check(&geometry()).unwrap_err().to_string();
+        assert!(
+            error.contains("`rank_pattern / alpha_pattern` is mlp.up"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn modules_to_save_are_trained_whole_and_counted() {
+        let lora = Lora {
+            rank: 1,
+            modules_to_save: vec!["norm_2".into()],
+            ..Lora::default()
+        };
+        let (geometry, plain) = (
+            geometry(),
+            Lora {
+                rank: 1,
+                ..Lora::default()
+            },
+        );
+        assert_eq!(
+            lora.parameters(&geometry),
+            plain.parameters(&geometry) + 2 * 2 * 8
+        );
+        assert!(is_part_of("norm_2", "layers.0.norm_2.weight"));
+        assert!(!is_part_of("norm", "layers.0.norm_2.weight"));
     }
 }

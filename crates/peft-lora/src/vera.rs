@@ -9,8 +9,10 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
-    SharedSlot, Site, Start, Targets, check, kernels,
+    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
+    Proj, Projection, Rule, SharedSlot, Site, Start, Targets, check,
+    exchange::{peft_targets, resolve_targets},
+    kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,29 @@ impl MethodConfig for Vera {
             },
         ]
     }
+
+    fn from_peft(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Self>, CoreError> {
+        if fields.peek("peft_type") != "VERA" {
+            return Ok(None);
+        }
+        // Without the matrices in the file they would have to come from PyTorch's generator.
+        fields.allow("save_projection", &[true.into()])?;
+        fields.allow("init_weights", &[true.into(), false.into()])?;
+        fields.allow("bias", &["none".into()])?;
+        fields.ignore(&["fan_in_fan_out", "projection_prng_key"]);
+        fields.modules_to_save(geometry)?;
+        let (targets, stray) = resolve_targets(fields, geometry)?;
+        if let Some(target) = stray.into_iter().next() {
+            let known = "the linear layers of the blocks".into();
+            return Err(CoreError::NoSuchTarget { target, known });
+        }
+        Ok(Some(Vera {
+            rank: fields.require("r")?,
+            d_initial: fields.take("d_initial")?.unwrap_or(0.1),
+            dropout: fields.take("vera_dropout")?.unwrap_or(0.0),
+            targets,
+        }))
+    }
 }
 
 impl Method for Vera {
@@ -112,6 +137,28 @@ impl Method for Vera {
 
     fn size(&self) -> Option<u64> {
         Some(self.rank as u64)
+    }
+
+    fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
+        let sites = geometry.sites.iter();
+        let selected: Vec<_> = sites.filter(|site| self.targets.contains(site)).collect();
+        let fields = serde_json::json!({
+            "peft_type": "VERA", "r": self.rank, "d_initial": self.d_initial,
+            "vera_dropout": self.dropout, "save_projection": true, "projection_prng_key": 0,
+            "target_modules": peft_targets(&selected, geometry), "bias": "none",
+            "fan_in_fan_out": geometry.keeps_weights_in_out(), "init_weights": true,
+        });
+        let mut rules = vec![
+            Rule::transposed("shared/a", "base_model.vera_A"),
+            Rule::transposed("shared/b", "base_model.vera_B"),
+        ];
+        for site in selected {
+            for vector in ["lambda_d", "lambda_b"] {
+                let key = format!("base_model.model.{}.vera_{vector}", site.path);
+                rules.push(Rule::as_is(format!("{}/{vector}", site.path), key));
+            }
+        }
+        Some(Foreign::new(fields, rules))
     }
 }
 

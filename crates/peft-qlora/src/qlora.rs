@@ -7,8 +7,8 @@
 //! LoRA's, so that the two compare at equal size.
 
 use peft_core::{
-    CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start, Storage,
-    Targets,
+    CoreError, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start,
+    Storage, Targets,
 };
 use peft_lora::Lora;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,7 @@ impl Default for Qlora {
         let Nf4 {
             block_size,
             double_quant,
+            ..
         } = Nf4::default();
         Self {
             rank,
@@ -59,10 +60,7 @@ impl Default for Qlora {
 impl Qlora {
     /// The storage half.
     pub fn nf4(&self) -> Nf4 {
-        Nf4 {
-            block_size: self.block_size,
-            double_quant: self.double_quant,
-        }
+        Nf4::new(self.block_size, self.double_quant)
     }
 
     /// The LoRA half.
@@ -78,6 +76,7 @@ impl Qlora {
             alpha,
             dropout,
             targets: self.targets.clone(),
+            ..Lora::default()
         }
     }
 }
@@ -134,6 +133,10 @@ impl Method for Qlora {
         self.lora().parameters(geometry)
     }
 
+    fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
+        self.lora().peft(geometry)
+    }
+
     fn size(&self) -> Option<u64> {
         self.lora().size()
     }
@@ -153,13 +156,7 @@ mod tests {
     fn the_defaults_are_every_linear_layer_over_doubly_quantised_blocks_of_64() {
         let qlora: Qlora = serde_json::from_str("{}").unwrap();
         assert_eq!(qlora.targets, Targets::all_linear());
-        assert_eq!(
-            qlora.nf4(),
-            Nf4 {
-                block_size: 64,
-                double_quant: true
-            }
-        );
+        assert_eq!(qlora.nf4(), Nf4::new(64, true));
         assert_eq!(qlora.lora().rank, Lora::default().rank);
     }
 

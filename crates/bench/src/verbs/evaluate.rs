@@ -17,7 +17,7 @@ pub struct Evaluate {
     study: StudyFile,
     #[command(flatten)]
     compute: Compute,
-    /// Folder of a trained adapter.
+    /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// Print JSON.
@@ -31,13 +31,14 @@ impl Evaluate {
     }
 
     fn work(&self, registry: &Registry) -> Result<()> {
-        let study = self.study.load()?;
+        let mut study = self.study.load()?;
+        study.pin(false)?;
         let device = peft_core::device(&self.compute.device)?;
         let folder = Path::new(&study.model);
         let Prepared {
             data, tokenizer, ..
         } = data::prepare(&study.task, folder, 0, &device)?;
-        let ready = super::load(folder, self.adapter.as_deref(), registry, &device)?;
+        let model = super::load(folder, self.adapter.as_deref(), registry, &device)?;
         let evaluator = Evaluator {
             task: &study.task,
             data: &data,
@@ -47,7 +48,7 @@ impl Evaluate {
         };
         let mut all = serde_json::Map::new();
         for (name, split) in [("dev", &data.splits.dev), ("test", &data.splits.test)] {
-            let scores = evaluator.full(&ready.model, split)?.values;
+            let scores = evaluator.full(&model, split)?.values;
             all.insert(name.into(), serde_json::to_value(scores)?);
         }
         if self.json {

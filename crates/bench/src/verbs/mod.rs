@@ -1,9 +1,12 @@
 //! One file a verb of the command line.
 
+pub mod chat;
 pub mod compare;
+pub mod convert;
 pub mod evaluate;
 pub mod generate;
 pub mod logits;
+pub mod merge;
 pub mod methods;
 pub mod params;
 pub mod pretrain;
@@ -15,56 +18,47 @@ pub mod train;
 use std::path::Path;
 
 use anyhow::Result;
-use models::{Loaded, Model};
+use burn::tensor::Device;
+use models::Model;
 use peft_core::{Adapted, Init};
 
-use crate::adapter;
+use crate::adapter::{self, Fitted};
+use crate::adapters::{AdapterArg, Adapters};
+use crate::hub::Kind;
 use crate::registry::Registry;
 use crate::source;
+use crate::trial::StorageSpec;
 
-/// A base model with or without an adapter, ready to compute without gradients.
-pub(crate) struct Ready {
-    pub(crate) model: Adapted<Model>,
-    pub(crate) config: serde_json::Value,
-}
-
-/// Loads a base folder and puts a saved adapter into it.
+/// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
+/// folders or names of the hub.
 pub(crate) fn load(
     model: &Path,
     with: Option<&Path>,
     registry: &Registry,
-    device: &burn::tensor::Device,
-) -> Result<Ready> {
-    use burn::module::Module;
-    let description = with.map(adapter::describe).transpose()?;
-    let seed = description.as_ref().map_or(0, |d| d.seed);
-    let classes = description
-        .as_ref()
-        .map(|d| d.labels.len())
-        .filter(|count| *count > 0);
+    device: &Device,
+) -> Result<Adapted<Model>> {
+    let arg = with.map(|folder| AdapterArg {
+        name: "adapter".into(),
+        folder: folder.into(),
+    });
+    Ok(Adapters::load(model, arg.as_slice(), registry, device)?.into_last())
+}
+
+/// A base with a saved adapter in it, ready to train on, and the base's `config.json`. `storage` is
+/// how the frozen weights of a foreign adapter are stored.
+pub(crate) fn fitted(
+    model: &Path,
+    adapter: &Path,
+    storage: &StorageSpec,
+    registry: &Registry,
+    device: &Device,
+) -> Result<(Fitted, serde_json::Value)> {
+    let opened = adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
     // Which parameters an adapter trains is known on a device that tracks gradients.
     let training = device.clone().autodiff();
+    let seed = opened.seed();
+    let loaded = source::load(model, opened.classes(), &mut Init::new(seed, &training))?;
     let mut init = Init::new(seed, &training);
-    let Loaded {
-        model,
-        config,
-        new_layers,
-    } = source::load(model, classes, &mut init)?;
-    if with.is_none() && !new_layers.is_empty() {
-        eprintln!(
-            "note: the checkpoint has no {}; it starts random",
-            new_layers.join(", ")
-        );
-    }
-    let adapted = match with {
-        Some(folder) => adapter::load(model, folder, registry, &mut Init::new(seed, &training))?,
-        None => Adapted {
-            host: model,
-            shared: None,
-        },
-    };
-    Ok(Ready {
-        model: adapted.valid(),
-        config,
-    })
+    let fitted = opened.fit(loaded.model, storage, registry, &mut init)?;
+    Ok((fitted, loaded.config))
 }

@@ -19,7 +19,7 @@ pub struct Params {
     /// A named shape with random weights: distilgpt2, gpt2, bert-base, distilbert, minilm.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     shape: Option<String>,
-    /// Folder of a base model.
+    /// Folder of a base model, or hf://organisation/name[@revision].
     #[arg(long)]
     model: Option<PathBuf>,
     /// The method as inline TOML.

@@ -30,6 +30,10 @@ pub struct Speed {
     /// Steps that are timed, after two that are not.
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// Wait for a line on standard input before every step, and say `ready` when waiting: for
+    /// alternating with another program step by step.
+    #[arg(long)]
+    paced: bool,
     #[command(flatten)]
     compute: Compute,
 }
@@ -61,7 +65,14 @@ impl Speed {
             program,
             flop,
         };
-        let figures = speed::measure(subject, work, &device)?;
+        let pace = || {
+            if self.paced {
+                speed::wait_for_a_line()
+            } else {
+                Ok(())
+            }
+        };
+        let figures = speed::measure(subject, work, &device, pace)?;
         let mut line = serde_json::json!({
             "shape": self.shape, "kind": kind, "config": config, "storage": storage,
             "device": self.compute.device, "threads": self.compute.threads,

@@ -53,7 +53,7 @@ pub struct Sweep {
 
 impl Sweep {
     pub(crate) fn run(self, registry: &Registry) -> Result<ExitCode> {
-        let study = self.study.load()?;
+        let mut study = self.study.load()?;
         if self.check {
             let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
             print(&format!(
@@ -64,6 +64,7 @@ impl Sweep {
             return Ok(ExitCode::SUCCESS);
         }
         peft_core::device(&self.compute.device)?;
+        study.pin(self.quiet)?;
         let tables = data::tables(&study.task)?;
         let sources = fingerprints(&study, &tables)?;
         let mut trials = expand(&study, registry, &self.compute.device, &sources)?;

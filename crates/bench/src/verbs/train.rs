@@ -1,30 +1,34 @@
-//! `train`: one method on a study's task, its adapter saved.
+//! `train`: one method on a study's task, or on batches given as tensors; its adapter saved.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use burn::module::Module;
 use clap::Args;
+use peft_core::{Init, adapt, state};
 
-use crate::cli::{Compute, StudyFile, print};
-use crate::execute;
-use crate::progress;
+use crate::adapter::{Card, Fitted, Format};
+use crate::cli::{Compute, StorageArgs, StudyFile, pair, print};
 use crate::registry::Registry;
 use crate::study::{MethodRow, OneOrMany};
-use crate::trial::expand;
+use crate::trial::{expand, single};
+use crate::{execute, fixed, progress, source};
 
 /// Arguments of `train`.
 #[derive(Args)]
 pub struct Train {
-    #[command(flatten)]
-    study: StudyFile,
-    #[command(flatten)]
-    compute: Compute,
+    /// The study file whose task and settings are used.
+    #[arg(required_unless_present = "batches", conflicts_with = "batches")]
+    study: Option<PathBuf>,
+    /// Value of a variable the study uses, as NAME=VALUE; the environment is used otherwise.
+    #[arg(long = "var", value_parser = pair)]
+    variables: Vec<(String, String)>,
     /// The method as inline TOML, in place of the study's methods.
-    #[arg(long)]
-    method: String,
+    #[arg(long, required_unless_present = "init_adapter")]
+    method: Option<String>,
     /// Learning rate in place of the study's.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "study")]
     learning_rate: Option<f64>,
     /// Seed.
     #[arg(long, default_value_t = 1)]
@@ -35,22 +39,56 @@ pub struct Train {
     /// Show nothing but the result.
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    fixed: Fixed,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+/// Options of training on given batches, one AdamW step each at a constant rate.
+#[derive(Args)]
+struct Fixed {
+    /// File with `input_ids`, `attention_mask` `[steps, batch, sequence]` and `labels`.
+    #[arg(long, requires = "model")]
+    batches: Option<PathBuf>,
+    /// Folder of the base model, with `--batches`.
+    #[arg(long, requires = "batches")]
+    model: Option<PathBuf>,
+    /// Adapter to go on from, in any format, with `--batches`.
+    #[arg(long, requires = "batches", conflicts_with = "method")]
+    init_adapter: Option<PathBuf>,
+    /// Weight decay, with `--batches`.
+    #[arg(long, default_value_t = 0.01)]
+    weight_decay: f64,
+    #[command(flatten)]
+    storage: StorageArgs,
 }
 
 impl Train {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
-        self.compute.clone().run(|| self.work(registry))
+        self.compute.clone().run(|| match &self.study {
+            Some(study) => self.on_study(study, registry),
+            None => self.on_batches(registry),
+        })
     }
 
-    fn work(&self, registry: &Registry) -> Result<()> {
-        let mut study = self.study.load()?;
-        let row: MethodRow =
-            toml::from_str(&self.method).context("`--method` is not valid TOML")?;
-        study.method = vec![row];
+    fn row(&self) -> Result<MethodRow> {
+        let method = self.method.as_deref().unwrap_or_default();
+        toml::from_str(method).context("`--method` is not valid TOML")
+    }
+
+    fn on_study(&self, study: &Path, registry: &Registry) -> Result<()> {
+        let file = StudyFile {
+            study: study.into(),
+            variables: self.variables.clone(),
+        };
+        let mut study = file.load()?;
+        study.method = vec![self.row()?];
         study.seeds = vec![self.seed];
         if let Some(rate) = self.learning_rate {
             study.train.learning_rate = OneOrMany::One(rate);
         }
+        study.pin(self.quiet)?;
         let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
         let [trial] = &trials[..] else {
             anyhow::bail!(
@@ -66,5 +104,59 @@ impl Train {
             print(&format!("{split}: {}\n", scores.join(", ")))?;
         }
         print(&format!("adapter: {}\n", self.out.display()))
+    }
+
+    fn on_batches(&self, registry: &Registry) -> Result<()> {
+        let required = "the command line requires it without a study";
+        let model = self.fixed.model.as_deref().context(required)?;
+        let batches = self.fixed.batches.as_deref().context(required)?;
+        let rate = self.learning_rate.context(required)?;
+        let (mut fitted, config, format) = self.start(model, registry)?;
+        let device = peft_core::device(&self.compute.device)?.autodiff();
+        let batches = fixed::read(batches, &fitted.model, &device)?;
+        let (trained, losses) = fixed::train(fitted.model, batches, rate, self.fixed.weight_decay);
+        for (step, loss) in losses.iter().enumerate() {
+            print(&format!("step {}: loss {loss:.6}\n", step + 1))?;
+        }
+        fitted.model = trained;
+        fitted.write(format, &config, "adapter", &self.out)?;
+        let text = serde_json::to_string(&losses)?;
+        state::write_atomically(&self.out.join("losses.json"), text.as_bytes())?;
+        print(&format!("adapter: {}\n", self.out.display()))
+    }
+
+    /// The model before its first step, and the format its adapter is to be written in: that of
+    /// the adapter it starts from.
+    fn start(
+        &self,
+        model: &Path,
+        registry: &Registry,
+    ) -> Result<(Fitted, serde_json::Value, Format)> {
+        let device = peft_core::device(&self.compute.device)?;
+        if let Some(adapter) = &self.fixed.init_adapter {
+            let storage = self.fixed.storage.spec()?;
+            let format = crate::adapter::open(adapter)?.format();
+            let (fitted, config) = super::fitted(model, adapter, &storage, registry, &device)?;
+            return Ok((fitted, config, format));
+        }
+        let (kind, config, storage) = single(&self.row()?, registry)?;
+        let method = registry.parse(&kind, &config)?;
+        let training = device.autodiff();
+        let loaded = source::load(model, None, &mut Init::new(self.seed, &training))?;
+        let mut init = Init::new(self.seed, &training);
+        let model = adapt(loaded.model, &*method, storage.build(), &mut init)?;
+        let card = Card {
+            kind,
+            config,
+            storage,
+            seed: Some(self.seed),
+            labels: Vec::new(),
+        };
+        let fitted = Fitted {
+            model: model.train(),
+            method,
+            card,
+        };
+        Ok((fitted, loaded.config, Format::Native))
     }
 }

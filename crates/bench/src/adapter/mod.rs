@@ -1,0 +1,225 @@
+//! Adapters on disk, in our own format, HF PEFT's and AdapterHub's.
+//!
+//! [`open`] finds out which format a folder has; [`Opened::fit`] puts the adapter into its base.
+//! [`Fitted`] can be written in any format its method has a form in.
+
+mod files;
+mod hub;
+mod native;
+mod peft;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use models::Model;
+use peft_core::state::Tensors;
+use peft_core::{Adapted, Geometry, Init, Method, adapt, geometry_for};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::registry::Registry;
+use crate::trial::{StorageSpec, Trial};
+
+/// The formats adapters are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Format {
+    /// Our own: `adapter.json` and `adapter.safetensors`.
+    Native,
+    /// HF PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+    Peft,
+    /// AdapterHub: `adapter_config.json`, `adapter.safetensors`, and the head beside them.
+    #[value(name = "adapterhub")]
+    AdapterHub,
+}
+
+/// An adapter folder as read, not yet put into a model.
+pub struct Opened {
+    folder: PathBuf,
+    format: Format,
+    config: Map<String, Value>,
+    tensors: Tensors,
+}
+
+/// What an adapter is, whatever format it came from.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// The method's kind.
+    pub kind: String,
+    /// Its configuration.
+    pub config: Value,
+    /// How the frozen weights were stored.
+    pub storage: StorageSpec,
+    /// Seed of the start; none where all there is to know is in the file.
+    pub seed: Option<u64>,
+    /// Names of the classes, for a classifier.
+    pub labels: Vec<String>,
+}
+
+/// A base model with an adapter in it.
+pub struct Fitted {
+    /// The model.
+    pub model: Adapted<Model>,
+    /// Its method.
+    pub method: Arc<dyn Method>,
+    /// What the adapter is.
+    pub card: Card,
+}
+
+/// Reads an adapter folder of any format.
+///
+/// # Errors
+/// If it is none, or a file of it is damaged.
+pub fn open(folder: &Path) -> Result<Opened> {
+    let foreign = folder.join(files::CONFIG);
+    let (format, config) = if folder.join(native::DESCRIPTION).exists() {
+        (
+            Format::Native,
+            files::json(&folder.join(native::DESCRIPTION))?,
+        )
+    } else if foreign.exists() {
+        let config = files::json(&foreign)?;
+        let format = match (
+            config.contains_key("peft_type"),
+            config.contains_key("config"),
+        ) {
+            (true, _) => Format::Peft,
+            (false, true) => Format::AdapterHub,
+            (false, false) => bail!(
+                "`{}` has neither `peft_type` (HF PEFT) nor `config` (AdapterHub)",
+                foreign.display()
+            ),
+        };
+        (format, config)
+    } else {
+        bail!(
+            "`{}` is no adapter folder: it has neither `{}` nor `{}`",
+            folder.display(),
+            native::DESCRIPTION,
+            files::CONFIG
+        );
+    };
+    let tensors = match format {
+        Format::Native => native::tensors(folder)?,
+        Format::Peft => peft::tensors(folder)?,
+        Format::AdapterHub => hub::tensors(folder)?,
+    };
+    Ok(Opened {
+        folder: folder.into(),
+        format,
+        config,
+        tensors,
+    })
+}
+
+impl Opened {
+    /// The folder's format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The seed from which a model of it must start.
+    pub fn seed(&self) -> u64 {
+        self.config.get("seed").and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// The number of classes its head has, if it brings one.
+    pub fn classes(&self) -> Option<usize> {
+        if let Some(labels) = self.config.get("labels").and_then(Value::as_array) {
+            return Some(labels.len()).filter(|count| *count > 0);
+        }
+        let last_layer = ["classifier.weight", "classifier.out_proj.weight"];
+        let is_head = |key: &String| {
+            let ends_in = |name| peft_core::exchange::path_ends_with(key, name);
+            last_layer.iter().any(|name| ends_in(name))
+        };
+        let head = self.tensors.iter().find(|(key, _)| is_head(key));
+        head.and_then(|(_, data)| data.shape().first().copied())
+    }
+
+    /// Puts the adapter into its base; `init` must be on the device of the model. `storage` is how
+    /// a foreign adapter's frozen weights are to be stored; our own says it itself.
+    ///
+    /// # Errors
+    /// If no method here reads it, a setting cannot be followed, or its tensors do not fit.
+    pub fn fit(
+        self,
+        model: Model,
+        storage: &StorageSpec,
+        registry: &Registry,
+        init: &mut Init,
+    ) -> Result<Fitted> {
+        let place = format!("cannot load the adapter `{}`", self.folder.display());
+        let fitted = match self.format {
+            Format::Native => native::fit(self, model, registry, init),
+            Format::Peft => peft::fit(self, model, storage, registry, init),
+            Format::AdapterHub => hub::fit(self, model, storage, registry, init),
+        };
+        fitted.context(place)
+    }
+}
+
+/// Puts a saved adapter of any format into its base model.
+///
+/// # Errors
+/// As [`open`] and [`Opened::fit`].
+pub fn load(model: Model, folder: &Path, registry: &Registry, init: &mut Init) -> Result<Fitted> {
+    open(folder)?.fit(model, &StorageSpec::F32, registry, init)
+}
+
+/// Writes a trial's adapter in our own format.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn save(model: &Adapted<Model>, trial: &Trial, labels: &[String], folder: &Path) -> Result<()> {
+    let card = Card {
+        kind: trial.kind.clone(),
+        config: trial.config.clone(),
+        storage: trial.storage.clone(),
+        seed: Some(trial.seed),
+        labels: labels.to_vec(),
+    };
+    native::write(model, &card, folder)
+}
+
+impl Fitted {
+    /// Writes the adapter in a format; `base` is the base's `config.json`, `name` what AdapterHub
+    /// calls the adapter.
+    ///
+    /// # Errors
+    /// If the method has no form in the format, or the folder cannot be written.
+    pub fn write(&self, format: Format, base: &Value, name: &str, folder: &Path) -> Result<()> {
+        match format {
+            Format::Native => native::write(&self.model, &self.card, folder),
+            Format::Peft => peft::write(self, base, folder),
+            Format::AdapterHub => hub::write(self, base, name, folder),
+        }
+    }
+
+    /// The base as the method sees it.
+    fn geometry(&self) -> Geometry {
+        geometry_for(&self.model.host, &*self.method)
+    }
+}
+
+/// A foreign adapter in a fresh model, before its values are put in.
+fn fresh(
+    (kind, config, method): (String, Value, Arc<dyn Method>),
+    model: Model,
+    storage: &StorageSpec,
+    init: &mut Init,
+) -> Result<Fitted> {
+    let model = adapt(model, &*method, storage.build(), init)?;
+    let card = Card {
+        kind,
+        config,
+        storage: storage.clone(),
+        seed: None,
+        labels: Vec::new(),
+    };
+    Ok(Fitted {
+        model,
+        method,
+        card,
+    })
+}

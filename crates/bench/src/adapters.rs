@@ -1,0 +1,229 @@
+//! Several adapters on one base model, which is in memory once.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use burn::module::Module;
+use burn::tensor::Device;
+use models::{Loaded, Model};
+use peft_core::{Adapted, Init};
+use serde_json::Value;
+
+use crate::adapter::{self, Opened};
+use crate::hub::{Kind, RepoId};
+use crate::registry::Registry;
+use crate::source;
+use crate::trial::StorageSpec;
+
+/// The name of the model without an adapter.
+pub const BASE: &str = "base";
+
+/// One `--adapter` of a command line: `NAME=DIR`, or `DIR`, whose last part is the name then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// What it is called.
+    pub name: String,
+    /// Its folder, or its name on the hub.
+    pub folder: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let pair = text.split_once('=').filter(|(name, _)| !name.contains('/'));
+        let (name, folder) = match pair {
+            Some((name, folder)) => (name.to_string(), PathBuf::from(folder)),
+            None => (last_part(Path::new(text))?, PathBuf::from(text)),
+        };
+        ensure!(!folder.as_os_str().is_empty(), "`{text}` names no folder");
+        ensure!(
+            !name.is_empty() && !name.contains(char::is_whitespace),
+            "`{name}` in `{text}` is no name for an adapter; expected NAME=DIR, the name without \
+             spaces"
+        );
+        ensure!(
+            name != BASE,
+            "`{BASE}` is the model without an adapter; choose another name"
+        );
+        Ok(Self { name, folder })
+    }
+}
+
+fn last_part(folder: &Path) -> Result<String> {
+    if let Some(id) = RepoId::of(folder)? {
+        return Ok(id.short_name().into());
+    }
+    let name = folder.file_name().and_then(|name| name.to_str());
+    let name =
+        name.with_context(|| format!("`{}` has no name; give NAME=DIR", folder.display()))?;
+    Ok(name.into())
+}
+
+/// A base model and what it becomes with each of several adapters. All share the base's tensors,
+/// so that an adapter costs the memory of its own ones, and using another costs nothing. Adapters
+/// on packed weights bring a packed copy of those they adapt.
+pub struct Adapters {
+    base: Model,
+    config: Value,
+    bare: Adapted<Model>,
+    sets: Vec<(String, Adapted<Model>)>,
+    classes: Option<usize>,
+    training: Device,
+}
+
+impl Adapters {
+    /// Loads a base model and adapters for it, ready to compute without gradients.
+    ///
+    /// # Errors
+    /// If the model or an adapter cannot be loaded, two adapters have one name, or they are for
+    /// different numbers of classes.
+    pub fn load(
+        model: &Path,
+        adapters: &[AdapterArg],
+        registry: &Registry,
+        device: &Device,
+    ) -> Result<Self> {
+        // Which parameters an adapter trains is known on a device that tracks gradients.
+        let training = device.clone().autodiff();
+        let first = match adapters.first() {
+            Some(arg) => Some(adapter::open(&source::folder(&arg.folder, Kind::Adapter)?)?),
+            None => None,
+        };
+        let classes = first.as_ref().and_then(Opened::classes);
+        let seed = first.as_ref().map_or(0, Opened::seed);
+        let Loaded {
+            model: base,
+            config,
+            new_layers,
+        } = source::load(model, classes, &mut Init::new(seed, &training))?;
+        if adapters.is_empty() && !new_layers.is_empty() {
+            let missing = new_layers.join(", ");
+            eprintln!("note: the checkpoint has no {missing}; it starts random");
+        }
+        let mut loaded = Self {
+            bare: Adapted::plain(base.valid()),
+            base,
+            config,
+            sets: Vec::new(),
+            classes,
+            training,
+        };
+        for arg in adapters {
+            loaded.add(arg, registry)?;
+        }
+        Ok(loaded)
+    }
+
+    /// Loads another adapter beside those there are.
+    ///
+    /// # Errors
+    /// As [`Adapters::load`].
+    pub fn add(&mut self, arg: &AdapterArg, registry: &Registry) -> Result<()> {
+        let AdapterArg { name, folder } = arg;
+        ensure!(
+            self.names().all(|known| known != name),
+            "two adapters are called `{name}`; give NAME=DIR"
+        );
+        let at = || format!("cannot load the adapter `{name}`");
+        let folder = source::folder(folder, Kind::Adapter).with_context(at)?;
+        let opened = adapter::open(&folder).with_context(at)?;
+        let classes = opened.classes();
+        ensure!(
+            classes == self.classes,
+            "the adapter `{name}` is for {} classes, the model was loaded for {}",
+            classes.unwrap_or(0),
+            self.classes.unwrap_or(0)
+        );
+        // Clones share their tensors; only what the adapter adds is new.
+        let init = &mut Init::new(opened.seed(), &self.training);
+        let fitted = opened
+            .fit(self.base.clone(), &StorageSpec::F32, registry, init)
+            .with_context(at)?;
+        self.sets.push((name.clone(), fitted.model.valid()));
+        Ok(())
+    }
+
+    /// The model with the adapter of this name, or bare under the name of [`BASE`].
+    ///
+    /// # Errors
+    /// If there is none of the name.
+    pub fn get(&self, name: &str) -> Result<&Adapted<Model>> {
+        let own = self.sets.iter().find(|(known, _)| known == name);
+        match own {
+            Some((_, adapted)) => Ok(adapted),
+            None if name == BASE => Ok(&self.bare),
+            None => bail!("no adapter is called `{name}`; there are {}", self.list()),
+        }
+    }
+
+    /// The name to use: the wanted one, or else the only adapter, or the base where there is none.
+    ///
+    /// # Errors
+    /// If the wanted one does not exist, or none is named and there are several.
+    pub fn choose<'a>(&'a self, wanted: Option<&'a str>) -> Result<&'a str> {
+        match (wanted, &self.sets[..]) {
+            (Some(name), _) => self.get(name).map(|_| name),
+            (None, []) => Ok(BASE),
+            (None, [(only, _)]) => Ok(only),
+            (None, _) => bail!("several adapters are loaded; choose one of {}", self.list()),
+        }
+    }
+
+    /// The names of all adapters, in the order they were loaded.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.sets.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// All names that [`Adapters::get`] takes, for people.
+    pub fn list(&self) -> String {
+        let names: Vec<_> = [BASE].into_iter().chain(self.names()).collect();
+        format!("`{}`", names.join("`, `"))
+    }
+
+    /// The base model's configuration.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The model with the adapter loaded last, or bare; everything else is dropped.
+    pub fn into_last(mut self) -> Adapted<Model> {
+        self.sets.pop().map_or(self.bare, |(_, adapted)| adapted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arg(text: &str) -> (String, PathBuf) {
+        let AdapterArg { name, folder } = text.parse().unwrap();
+        (name, folder)
+    }
+
+    #[test]
+    fn an_adapter_without_a_name_is_called_as_its_folder() {
+        assert_eq!(arg("out/cook"), ("cook".into(), "out/cook".into()));
+        assert_eq!(arg("out/lr=3/"), ("lr=3".into(), "out/lr=3/".into()));
+        assert_eq!(arg("a=out/lr=3"), ("a".into(), "out/lr=3".into()));
+        let hub = "hf://org/cook@main";
+        assert_eq!(arg(hub), ("cook".into(), hub.into()));
+        assert_eq!(arg(&format!("b={hub}")), ("b".into(), hub.into()));
+    }
+
+    #[test]
+    fn names_that_could_not_be_used_are_refused() {
+        for text in [
+            "=out/a",
+            "a b=out/a",
+            "a=",
+            "base=out/a",
+            "out/base",
+            ".",
+            "hf://../x",
+        ] {
+            assert!(text.parse::<AdapterArg>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Training on batches given as tensors, for checking step by step against another program.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use models::{Batch, Model};
+use peft_core::Adapted;
+
+use crate::adamw::AdamW;
+use crate::batching::{Targets, TrainBatch};
+use crate::schedule::{Decay, Schedule};
+use crate::stepper::Stepper;
+use crate::token_file::TokenFile;
+
+/// The label of a token that carries no loss.
+const IGNORED: i64 = -100;
+
+/// Reads the batches of a file: `input_ids` and (optional) `attention_mask`
+/// `[steps, batch, sequence]`, and `labels`, of the same shape for a language model (-100 where no
+/// loss is) and `[steps, batch]` for a classifier.
+///
+/// # Errors
+/// If a tensor is missing, of another shape, or holds what the model does not know.
+pub fn read(file: &Path, model: &Adapted<Model>, device: &Device) -> Result<Vec<TrainBatch>> {
+    let host = &model.host;
+    let positions = host.max_length().saturating_sub(model.position_offset);
+    let mut tokens = TokenFile::read(file, &["steps", "batch", "sequence"], host, positions)?;
+    let [steps, rows, length] = tokens.shape[..] else {
+        unreachable!("three axes were asked for")
+    };
+    let wanted: &[usize] = match host.is_causal() {
+        true => &[steps, rows, length],
+        false => &[steps, rows],
+    };
+    let labels = tokens.integers("labels", &[wanted])?;
+    let per_step = labels.len() / steps;
+    let batch = |step: usize| {
+        let part = step * rows * length..(step + 1) * rows * length;
+        let (ids, mask) = (
+            tokens.ids[part.clone()].to_vec(),
+            tokens.mask[part].to_vec(),
+        );
+        let labels = &labels[step * per_step..(step + 1) * per_step];
+        let targets = match host.is_causal() {
+            true => next_tokens(labels, length, host.vocab_size(), device)?,
+            false => classes(labels, host.classes().unwrap_or(0), device)?,
+        };
+        let real = mask.iter().filter(|real| **real != 0.0).count();
+        Ok(TrainBatch {
+            batch: Batch::from_parts(ids, mask, rows, host.positions(), device),
+            targets,
+            tokens: real,
+        })
+    };
+    (0..steps).map(batch).collect()
+}
+
+fn ints(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// The tokens that follow each place, where their label counts.
+fn next_tokens(labels: &[i64], length: usize, vocab: usize, device: &Device) -> Result<Targets> {
+    let (mut places, mut next) = (Vec::new(), Vec::new());
+    for (place, label) in labels.iter().enumerate() {
+        let starts_a_row = place.is_multiple_of(length);
+        if starts_a_row || *label == IGNORED {
+            continue;
+        }
+        ensure!(
+            (0..vocab as i64).contains(label),
+            "`labels` holds {label}, expected {IGNORED} or ids from 0 to below {vocab}"
+        );
+        places.push(place as i64 - 1);
+        next.push(*label);
+    }
+    ensure!(
+        !places.is_empty(),
+        "a step's `labels` leave no token with loss"
+    );
+    let count = places.len();
+    Ok(Targets::Tokens {
+        places: ints(places, device),
+        next: ints(next, device),
+        count,
+    })
+}
+
+fn classes(labels: &[i64], count: usize, device: &Device) -> Result<Targets> {
+    if let Some(label) = labels.iter().find(|l| !(0..count as i64).contains(*l)) {
+        bail!("`labels` holds {label}, expected classes from 0 to below {count}");
+    }
+    Ok(Targets::Classes(ints(labels.to_vec(), device)))
+}
+
+/// Takes one AdamW step a batch at a constant rate; gives the trained model and the loss before
+/// each step.
+pub fn train(
+    model: Adapted<Model>,
+    batches: Vec<TrainBatch>,
+    rate: f64,
+    weight_decay: f64,
+) -> (Adapted<Model>, Vec<f32>) {
+    let schedule = Schedule::new(Decay::Constant, rate, 0, batches.len());
+    let mut stepper = Stepper::new(model, AdamW::new(weight_decay).into(), schedule, 0.0);
+    let losses = batches
+        .into_iter()
+        .map(|batch| stepper.step(vec![batch]))
+        .collect();
+    (stepper.into_model(), losses)
+}

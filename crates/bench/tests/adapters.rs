@@ -1,0 +1,201 @@
+//! Several adapters on one base: what they compute, and what memory they take.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use bench::adapter::{self, Card, Fitted, Format};
+use bench::adapters::{AdapterArg, Adapters};
+use bench::registry::Registry;
+use bench::trial::StorageSpec;
+use bench::{memory, source};
+use burn::module::Module;
+use burn::tensor::{Device, TensorData};
+use models::{Batch, Gpt2Config, Model, Side};
+use peft_core::{Adapted, Host, Init, adapt, state};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+/// Memory is counted for the whole process: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Writes a base of 15 MB.
+fn write_base(folder: &Path) {
+    let config = json!({
+        "model_type": "gpt2", "vocab_size": 2048, "n_positions": 64, "n_embd": 256, "n_layer": 4,
+        "n_head": 4
+    });
+    let shape = Gpt2Config::new(2048, 64, 256, 4, 4);
+    let model = Model::random_gpt2(shape, &mut Init::new(0, &Device::flex())).unwrap();
+    models::save(&model, &config, folder).unwrap();
+}
+
+fn base(folder: &Path) -> Model {
+    let mut init = Init::new(0, &Device::flex().autodiff());
+    source::load(folder, None, &mut init).unwrap().model
+}
+
+/// Writes an adapter for the base, its tensors drawn anew so that it changes the logits.
+fn write_adapter(model: &Path, kind: &str, config: serde_json::Value, seed: u64, folder: &Path) {
+    let registry = Registry::builtin();
+    let method = registry.parse(kind, &config).unwrap();
+    let host = base(model);
+    let mut init = Init::new(seed, &Device::flex().autodiff());
+    let adapted = adapt(host, &*method, None, &mut init).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut draw = |data: TensorData| {
+        let values: Vec<f32> = (0..data.num_elements())
+            .map(|_| rng.random_range(-0.1..0.1))
+            .collect();
+        TensorData::new(values, data.shape().to_vec())
+    };
+    let tensors = state::trained_tensors(&adapted);
+    let tensors = tensors.into_iter().map(|(name, data)| (name, draw(data)));
+    let model = state::set(adapted, tensors.collect(), "drawn").unwrap();
+    let card = Card {
+        kind: kind.into(),
+        config,
+        storage: StorageSpec::F32,
+        seed: Some(seed),
+        labels: Vec::new(),
+    };
+    let fitted = Fitted {
+        model,
+        method,
+        card,
+    };
+    fitted
+        .write(Format::Native, &json!(null), "drawn", folder)
+        .unwrap();
+}
+
+fn logits(model: &Adapted<Model>) -> Vec<f32> {
+    let ids: &[u32] = &[5, 700, 2047, 1, 33];
+    let batch = Batch::new(
+        &[ids],
+        0,
+        Side::Right,
+        model.host.positions(),
+        &Device::flex(),
+    );
+    models::logits(model, &batch)
+        .into_data()
+        .try_to_vec()
+        .unwrap()
+}
+
+fn afresh(model: &Path, folder: &Path) -> Adapted<Model> {
+    let seed = adapter::open(folder).unwrap().seed();
+    let mut init = Init::new(seed, &Device::flex().autodiff());
+    let loaded = adapter::load(base(model), folder, &Registry::builtin(), &mut init);
+    loaded.unwrap().model.valid()
+}
+
+/// A base and four adapters of different kinds, loaded together.
+fn loaded(folder: &Path) -> (Vec<AdapterArg>, Adapters) {
+    let all = json!({ "rank": 4, "targets": "all-linear" });
+    let methods = [
+        ("lora", all.clone()),
+        ("lora", all),
+        ("houlsby", json!({ "bottleneck": 8 })),
+        ("vera", json!({ "rank": 4 })),
+    ];
+    let mut args = Vec::new();
+    for (place, (kind, config)) in methods.into_iter().enumerate() {
+        let name = format!("{kind}{place}");
+        let own = folder.join(&name);
+        std::fs::create_dir(&own).unwrap();
+        write_adapter(folder, kind, config, place as u64 + 1, &own);
+        args.push(AdapterArg { name, folder: own });
+    }
+    let registry = Registry::builtin();
+    let adapters = Adapters::load(folder, &args, &registry, &Device::flex()).unwrap();
+    (args, adapters)
+}
+
+#[test]
+fn every_adapter_computes_as_if_it_were_loaded_alone_whatever_was_used_before() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let (args, adapters) = loaded(folder.path());
+    let bare = logits(&Adapted::plain(base(folder.path()).valid()));
+    let mut seen = vec![bare.clone()];
+    for arg in args.iter().chain(args.iter().rev()) {
+        let swapped = logits(adapters.get(&arg.name).unwrap());
+        assert_eq!(
+            swapped,
+            logits(&afresh(folder.path(), &arg.folder)),
+            "{}",
+            arg.name
+        );
+        assert_eq!(logits(adapters.get("base").unwrap()), bare);
+        seen.push(swapped);
+    }
+    seen.dedup();
+    assert_eq!(
+        seen.len(),
+        8,
+        "neighbours differ but for the one used twice"
+    );
+}
+
+#[test]
+fn adapters_take_the_memory_of_their_own_tensors_and_the_base_is_there_once() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let size = std::fs::metadata(folder.path().join("model.safetensors"))
+        .unwrap()
+        .len();
+    assert!(size > 14 << 20);
+    let (args, warm_up) = loaded(folder.path());
+    drop(warm_up);
+    let registry = Registry::builtin();
+    let before = memory::allocated();
+    let mut adapters = Adapters::load(folder.path(), &[], &registry, &Device::flex()).unwrap();
+    let bare = memory::allocated() - before;
+    assert!(bare < size + (1 << 20), "{bare} bytes for a base of {size}");
+    for arg in &args {
+        let before = memory::allocated();
+        adapters.add(arg, &registry).unwrap();
+        let grown = memory::allocated() - before;
+        let own = std::fs::metadata(arg.folder.join("adapter.safetensors"))
+            .unwrap()
+            .len();
+        assert!(
+            grown < own + (1 << 20),
+            "{}: {grown} bytes for {own}",
+            arg.name
+        );
+    }
+}
+
+#[test]
+fn names_are_unique_and_an_unknown_one_is_answered_with_those_there_are() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let (args, mut adapters) = loaded(folder.path());
+    let error = adapters
+        .add(&args[0], &Registry::builtin())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("two adapters are called `lora0`"), "{error}");
+    let error = adapters.get("lora9").err().unwrap().to_string();
+    assert!(error.contains("`base`, `lora0`, `lora1`"), "{error}");
+    assert!(adapters.choose(None).is_err());
+    assert_eq!(adapters.choose(Some("base")).unwrap(), "base");
+    let one = Adapters::load(
+        folder.path(),
+        &args[..1],
+        &Registry::builtin(),
+        &Device::flex(),
+    );
+    assert_eq!(one.unwrap().choose(None).unwrap(), "lora0");
+}

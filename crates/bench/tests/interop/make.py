@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Makes the cases beside this file: tiny random bases, adapters of HF PEFT and AdapterHub as the
+libraries save them, and what the libraries compute from them.
+
+    pip install torch==2.15.0 transformers==4.57.6 peft==0.21.2 adapters==1.3.0 bitsandbytes==0.50.2 safetensors==0.8.0
+    python make.py [--seed 1]
+
+base/NAME       config.json, model.safetensors, inputs.safetensors (row 1 is padded on the right)
+peft/NAME       adapter/ and expected.safetensors (logits); gpt2-lora also merged/
+adapterhub/NAME adapter/ (safetensors) and adapter_bin/ (pickled), expected.safetensors
+train/NAME      batches.safetensors, start/, final/, expected.safetensors (losses of ten AdamW steps)
+"""
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import adapters
+import bitsandbytes.functional as bnb
+import peft
+import torch
+from safetensors.torch import save_file
+from transformers import (BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig,
+                          LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification)
+from transformers.pytorch_utils import Conv1D
+
+HERE = Path(__file__).parent
+ENCODER = dict(vocab_size=96, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+               max_position_embeddings=32, num_labels=3)
+BASES = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=96, n_positions=32, n_embd=24, n_layer=2, n_head=3,
+                                         bos_token_id=0, eos_token_id=0)),
+    "bert": (BertForSequenceClassification, BertConfig(**ENCODER)),
+    "roberta": (RobertaForSequenceClassification, RobertaConfig(**ENCODER, pad_token_id=1)),
+    "llama": (LlamaForCausalLM, LlamaConfig(vocab_size=96, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                                            num_key_value_heads=1, intermediate_size=40, max_position_embeddings=32,
+                                            tie_word_embeddings=False, pad_token_id=0)),
+}
+LORA = dict(r=4, lora_alpha=8)
+PEFT = {
+    "gpt2-lora": lambda: peft.LoraConfig(**LORA, target_modules=["c_attn"], fan_in_fan_out=True),
+    "gpt2-lora_patterns": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
+        rank_pattern={"c_fc": 6, r"h\.0\.attn\.c_attn": 2}, alpha_pattern={"c_fc": 5, "h.1.attn.c_proj": 3}),
+    "gpt2-lora_modules_to_save": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["ln_f", "lm_head"]),
+    "gpt2-vera": lambda: peft.VeraConfig(r=6, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "gpt2-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "bert-lora": lambda: peft.LoraConfig(**LORA, target_modules=["query", "value"]),
+    "bert-lora_bias_all": lambda: peft.LoraConfig(**LORA, target_modules=["query", "value"], bias="all"),
+    "bert-lora_bias_lora_only": lambda: peft.LoraConfig(**LORA, target_modules=["query", "value"], bias="lora_only"),
+    "bert-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "llama-lora_regex": lambda: peft.LoraConfig(**LORA, target_modules=r".*\.1\..*(q_proj|up_proj)"),
+    "llama-lora_layers": lambda: peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"], layers_to_transform=[1]),
+    "llama-lora_exclude": lambda: peft.LoraConfig(
+        **LORA, target_modules="all-linear", exclude_modules=["down_proj"], use_rslora=True),
+    "llama-lora_bias": lambda: peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"], lora_bias=True),
+    "llama-lora_embed": lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"]),
+    "llama-vera": lambda: peft.VeraConfig(r=6, target_modules=["q_proj", "down_proj"]),
+    "llama-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+}
+HUB = {
+    "bert-houlsby_with_head": lambda: adapters.DoubleSeqBnConfig(reduction_factor=4, non_linearity="gelu"),
+    "bert-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
+    "bert-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
+    "bert-scaled_par_bn": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="learned"),
+    "bert-channel": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="channel"),
+    "bert-factors": lambda: adapters.DoubleSeqBnConfig(reduction_factor={"1": 8, "default": 2}, leave_out=[0]),
+    "gpt2-houlsby": lambda: adapters.DoubleSeqBnConfig(reduction_factor=5, non_linearity="swish"),
+    "gpt2-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
+    "gpt2-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
+    "roberta-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
+}
+
+
+def base(name):
+    return BASES[name][0].from_pretrained(HERE / "base" / name).eval()
+
+
+def stir(parameters, by=0.1):
+    """Moves parameters away from their start, so that an error in any of them shows."""
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(torch.randn_like(p) * by)
+
+
+def save(tensors, file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, file)
+
+
+def write_case(folder, **about):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "case.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def make_bases():
+    for name, (cls, config) in BASES.items():
+        model = cls(config).eval()
+        stir(model.parameters())
+        if hasattr(model, "lm_head"):
+            model.tie_weights()
+        folder = HERE / "base" / name
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        ids = torch.randint(4, 96, (2, 8))
+        mask = torch.ones_like(ids)
+        ids[1, 6:], mask[1, 6:] = model.config.pad_token_id or 0, 0
+        save({"input_ids": ids, "attention_mask": mask}, folder / "inputs.safetensors")
+
+
+def inputs(name):
+    from safetensors.torch import load_file
+    return load_file(HERE / "base" / name / "inputs.safetensors")
+
+
+def logits(model, name):
+    with torch.no_grad():
+        return model(**inputs(name)).logits
+
+
+def task(name):
+    return "SEQ_CLS" if name in ("bert", "roberta") else "CAUSAL_LM"
+
+
+def make_peft():
+    for name, config in PEFT.items():
+        kind, folder = name.split("-")[0], HERE / "peft" / name
+        config = config()
+        config.task_type = task(kind)
+        model = peft.get_peft_model(base(kind), config).eval()
+        stir([p for p in model.parameters() if p.requires_grad])
+        model.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
+        save({"logits": logits(model, kind)}, folder / "expected.safetensors")
+        write_case(folder, base_dir=f"base/{kind}", library=f"peft {peft.__version__}")
+        if name == "gpt2-lora":
+            model.merge_and_unload().save_pretrained(folder / "merged")
+            (folder / "merged" / "generation_config.json").unlink(missing_ok=True)
+
+
+def make_hub():
+    for name, config in HUB.items():
+        kind, folder = name.split("-")[0], HERE / "adapterhub" / name
+        model = base(kind)
+        adapters.init(model)
+        model.add_adapter("golden", config=config())
+        model.train_adapter("golden")
+        with_head = name.endswith("_with_head")
+        stir([p for n, p in model.named_parameters() if p.requires_grad and (with_head or ".golden." in n)])
+        model.eval()
+        folder.mkdir(parents=True)
+        model.save_adapter(str(folder / "adapter"), "golden", use_safetensors=True, with_head=with_head)
+        model.save_adapter(str(folder / "adapter_bin"), "golden", with_head=with_head)
+        save({"logits": logits(model, kind)}, folder / "expected.safetensors")
+        write_case(folder, base_dir=f"base/{kind}", library=f"adapters {adapters.__version__}")
+
+
+def pack(module):
+    """Linear layers hold what NF4 with double quantisation keeps of them, decoded exactly."""
+    for child in module.modules():
+        if isinstance(child, Conv1D):
+            weight = child.weight.data.T.contiguous()
+            packed, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+            child.weight.data = decoded(packed, state, weight.shape).T.contiguous()
+
+
+def decoded(packed, state, shape):
+    codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: shape.numel()].long()
+    nested = state.state2
+    scales = nested.code[state.absmax.long()]
+    blocks = torch.arange(scales.numel()) // nested.blocksize
+    scales = scales * nested.absmax[blocks] + state.offset
+    return (state.code[codes] * scales[torch.arange(shape.numel()) // 64]).reshape(shape)
+
+
+def make_train():
+    for name in ["gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby"]:
+        kind, method = name.split("-")
+        folder = HERE / "train" / name
+        model = base(kind)
+        if method == "qlora":
+            pack(model)
+        rate = 1e-3 if method == "full" else 1e-2
+        if method == "houlsby":
+            adapters.init(model)
+            model.add_adapter("golden", config=adapters.DoubleSeqBnConfig(reduction_factor=4, non_linearity="gelu"))
+            model.train_adapter("golden")
+            folder.mkdir(parents=True)
+            write = lambda to: model.save_adapter(str(to), "golden", use_safetensors=True, with_head=True)
+        elif method == "full":
+            write = lambda to: model.save_pretrained(to)
+        else:
+            targets = ["c_attn"] if kind == "gpt2" else ["query", "value"]
+            model = peft.get_peft_model(model, peft.LoraConfig(
+                **LORA, task_type=task(kind), target_modules=targets, fan_in_fan_out=kind == "gpt2"))
+            write = lambda to: model.save_pretrained(to)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if method != "full":
+            stir(trained)
+            write(folder / "start")
+        ids = torch.randint(4, 96, (10, 3, 10))
+        mask = torch.ones_like(ids)
+        ids[:, 1, 7:], mask[:, 1, 7:] = 0, 0
+        if kind == "bert":
+            labels = torch.randint(0, 3, (10, 3))
+        else:
+            labels = ids.masked_fill(mask == 0, -100)
+            labels[:, :, :3] = -100
+        save({"input_ids": ids, "attention_mask": mask, "labels": labels}, folder / "batches.safetensors")
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
+        losses = []
+        model.eval()  # no dropout
+        for step in range(10):
+            loss = model(input_ids=ids[step], attention_mask=mask[step], labels=labels[step]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        write(folder / "final")
+        for part in ("start", "final"):
+            for extra in ("README.md", "generation_config.json"):
+                (folder / part / extra).unlink(missing_ok=True)
+        save({"losses": torch.stack(losses)}, folder / "expected.safetensors")
+        write_case(folder, base_dir=f"base/{kind}", optimizer={"lr": rate, "weight_decay": 0.01},
+                   start="start" if method != "full" else None)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=1)
+    torch.manual_seed(parser.parse_args().seed)
+    for part in ("base", "peft", "adapterhub", "train"):
+        shutil.rmtree(HERE / part, ignore_errors=True)
+    for make in (make_bases, make_peft, make_hub, make_train):
+        make()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+//! What Houlsby, Pfeiffer and parallel adapters share: the configuration, the counting, and the
+//! form AdapterHub gives them. A paper's own file says where its bottleneck sits.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+
+use peft_core::{
+    Activation, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Role,
+    TapSite, TapSlot, check,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
+use crate::hub;
+
+/// Where a kind of adapter sits and how it starts: all that its paper's file says.
+pub trait Kind: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static {
+    /// What the registry says of it.
+    const INFO: MethodInfo;
+    /// The sublayers it sits on.
+    const ROLES: &'static [Role];
+    /// Whether it reads what enters the sublayer, not what leaves it.
+    const PARALLEL: bool;
+    /// Whether it reads the residual sum, normalised in post-norm models.
+    const READS_SUM: bool;
+    /// The model's width over the bottleneck's where a configuration gives neither.
+    const REDUCTION_FACTOR: usize;
+    /// Between down and up where a configuration says nothing.
+    const NON_LINEARITY: Activation;
+    /// Factor on the bottleneck's output where a configuration says nothing.
+    const SCALING: f64;
+    /// How the weights start where a configuration says nothing.
+    const INIT: AdapterInit;
+
+    /// The bottleneck in its place.
+    fn slot(adapter: Bottleneck) -> TapSlot;
+}
+
+/// Configuration of a bottleneck adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, bound = "")]
+pub struct Adapter<K: Kind> {
+    /// Width of the bottleneck; or give `reduction_factor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<usize>,
+    /// The model's width over the bottleneck's: one number, or a table from layers to numbers with
+    /// the key `default`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduction_factor: Option<ReductionFactor>,
+    /// Between down and up.
+    pub non_linearity: Activation,
+    /// Dropout on the adapter's output while training.
+    pub dropout: f64,
+    /// Factor on the bottleneck's output: a number, `"learned"`, or `"channel"` for one a feature.
+    #[serde(skip_serializing_if = "Adapter::<K>::is_default_scaling")]
+    pub scaling: Scaling,
+    /// How the weights start.
+    pub init: AdapterInit,
+    /// Layers that get no adapter, from 0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leave_out: Vec<usize>,
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub kind: PhantomData<K>,
+}
+
+/// The model's width over the bottleneck's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ReductionFactor {
+    /// The same in every layer.
+    Whole(usize),
+    /// Likewise; the width is rounded down.
+    Fraction(f64),
+    /// By layer, from 0, and `default` for the others.
+    Layers(BTreeMap<String, f64>),
+}
+
+impl ReductionFactor {
+    fn at(&self, layer: usize) -> Option<f64> {
+        match self {
+            Self::Whole(factor) => Some(*factor as f64),
+            Self::Fraction(factor) => Some(*factor),
+            Self::Layers(table) => {
+                let own = table.get(&layer.to_string());
+                own.or_else(|| table.get("default")).copied()
+            }
+        }
+    }
+
+    fn check(&self, layers: usize) -> Result<(), CoreError> {
+        let Self::Layers(table) = self else {
+            return Ok(());
+        };
+        let fits = |key: &str| key == "default" || key.parse().is_ok_and(|l: usize| l < layers);
+        match table.keys().find(|key| !fits(key)) {
+            None => Ok(()),
+            Some(key) => {
+                let expected = format!("`default` or a layer from 0 to below {layers}");
+                let name = "a key of reduction_factor";
+                Err(CoreError::bad_value(name, key, &expected))
+            }
+        }
+    }
+}
+
+impl<K: Kind> Default for Adapter<K> {
+    fn default() -> Self {
+        Self {
+            bottleneck: None,
+            reduction_factor: None,
+            non_linearity: K::NON_LINEARITY,
+            dropout: 0.0,
+            scaling: Scaling::Fixed(K::SCALING),
+            init: K::INIT,
+            leave_out: Vec::new(),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<K: Kind> Adapter<K> {
+    fn is_default_scaling(scaling: &Scaling) -> bool {
+        *scaling == Scaling::Fixed(K::SCALING)
+    }
+
+    /// Width of the bottleneck in a layer of a model of width `d`.
+    pub(crate) fn width(&self, layer: usize, d: usize) -> Result<usize, CoreError> {
+        let factor = match (self.bottleneck, &self.reduction_factor) {
+            (Some(_), Some(_)) => {
+                let expected = "left out where `bottleneck` is given";
+                return Err(CoreError::bad_value("reduction_factor", "given", expected));
+            }
+            (Some(0), None) => return Err(CoreError::bad_value("bottleneck", 0, "at least 1")),
+            (Some(m), None) => return Ok(m),
+            (None, Some(factor)) => factor.at(layer),
+            (None, None) => Some(K::REDUCTION_FACTOR as f64),
+        };
+        let Some(factor) = factor else {
+            let expected = format!("a table with the key `default` or `{layer}`");
+            return Err(CoreError::bad_value(
+                "reduction_factor",
+                "a table",
+                &expected,
+            ));
+        };
+        // Rounded down, as AdapterHub does.
+        let width = (d as f64 / factor).floor();
+        if factor.is_finite() && factor > 0.0 && width >= 1.0 && width < 1e9 {
+            return Ok(width as usize);
+        }
+        let expected = format!("above 0 and at most the model's width {d}");
+        Err(CoreError::bad_value("reduction_factor", factor, &expected))
+    }
+
+    fn sits_on(&self, layer: usize, role: Role) -> bool {
+        K::ROLES.contains(&role) && !self.leave_out.contains(&layer)
+    }
+
+    /// The sublayers that get an adapter.
+    pub(crate) fn places<'a>(&self, geometry: &'a Geometry) -> impl Iterator<Item = &'a TapSite> {
+        let taps = geometry.taps.iter();
+        taps.filter(|tap| self.sits_on(tap.layer, tap.role))
+    }
+}
+
+impl<K: Kind> MethodConfig for Adapter<K> {
+    const INFO: MethodInfo = K::INFO;
+
+    fn examples() -> Vec<Self> {
+        vec![
+            Self {
+                bottleneck: Some(3),
+                ..Self::default()
+            },
+            Self {
+                reduction_factor: Some(ReductionFactor::Whole(2)),
+                non_linearity: Activation::Relu,
+                init: AdapterInit::Mam,
+                scaling: Scaling::Fixed(0.5),
+                ..Self::default()
+            },
+            Self {
+                reduction_factor: Some(ReductionFactor::Layers(BTreeMap::from([
+                    ("1".into(), 4.0),
+                    ("default".into(), 2.0),
+                ]))),
+                scaling: Scaling::learned(),
+                leave_out: vec![0],
+                ..Self::default()
+            },
+        ]
+    }
+
+    fn from_adapter_hub(
+        fields: &mut Fields,
+        _geometry: &Geometry,
+    ) -> Result<Option<Self>, CoreError> {
+        hub::read(fields)
+    }
+}
+
+impl<K: Kind> Method for Adapter<K> {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        check::dropout(self.dropout)?;
+        self.scaling.check()?;
+        if let Some(factor) = &self.reduction_factor {
+            factor.check(geometry.layers)?;
+        }
+        if let Some(layer) = self.leave_out.iter().find(|l| **l >= geometry.layers) {
+            let expected = format!("layers from 0 to below {}", geometry.layers);
+            return Err(CoreError::bad_value("leave_out", layer, &expected));
+        }
+        if self.places(geometry).next().is_none() {
+            let expected = "at least one layer with an adapter";
+            return Err(CoreError::bad_value("leave_out", "every layer", expected));
+        }
+        let width = |layer| self.width(layer, geometry.width).map(|_| ());
+        (0..geometry.layers).try_for_each(width)
+    }
+
+    fn tap(&self, layer: usize, role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
+        if !self.sits_on(layer, role) {
+            return None;
+        }
+        let m = self.width(layer, d).ok()?;
+        let adapter = Bottleneck::new((d, m), self.non_linearity, self.scaling, self.init, init);
+        Some(K::slot(adapter.with_dropout(self.dropout)))
+    }
+
+    fn parameters(&self, geometry: &Geometry) -> usize {
+        let d = geometry.width;
+        let each = |tap: &TapSite| {
+            let m = self.width(tap.layer, d).unwrap_or(0);
+            Bottleneck::parameters(d, m, self.scaling)
+        };
+        self.places(geometry).map(each).sum()
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.bottleneck.map(|m| m as u64)
+    }
+
+    fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
+        Some(hub::write(self, geometry, name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Houlsby, Pfeiffer};
+
+    fn houlsby(json: serde_json::Value) -> Houlsby {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn either_key_gives_the_width() {
+        let width = |json| houlsby(json).width(0, 768).unwrap();
+        assert_eq!(width(serde_json::json!({"bottleneck": 16})), 16);
+        assert_eq!(width(serde_json::json!({"reduction_factor": 48})), 16);
+        assert_eq!(width(serde_json::json!({"reduction_factor": 153.6})), 5);
+        assert_eq!(width(serde_json::json!({})), 48);
+    }
+
+    #[test]
+    fn layers_may_have_factors_of_their_own() {
+        let adapter = houlsby(serde_json::json!({"reduction_factor": {"1": 8, "default": 2}}));
+        assert_eq!(adapter.width(0, 32).unwrap(), 16);
+        assert_eq!(adapter.width(1, 32).unwrap(), 4);
+    }
+
+    #[test]
+    fn both_keys_together_and_impossible_values_are_refused() {
+        let both = houlsby(serde_json::json!({"bottleneck": 16, "reduction_factor": 48}));
+        assert!(both.width(0, 768).is_err());
+        for factor in [1000.0, 0.0, -1.0] {
+            let adapter = houlsby(serde_json::json!({ "reduction_factor": factor }));
+            let error = adapter.width(0, 768).unwrap_err().to_string();
+            assert!(error.contains("`reduction_factor` is"), "{error}");
+        }
+        let table = houlsby(serde_json::json!({"reduction_factor": {"0": 2}}));
+        assert!(table.width(1, 768).is_err());
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_paper_and_do_not_change_what_is_saved() {
+        assert_eq!(Pfeiffer::default().non_linearity, Activation::Relu);
+        let saved = serde_json::to_string(&Houlsby::default()).unwrap();
+        assert_eq!(
+            saved,
+            r#"{"non_linearity":"swish","dropout":0.0,"init":"bert"}"#
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Target modules as HF PEFT names them, resolved to the layers of a model.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde_json::Value;
+
+use super::Fields;
+use crate::error::CoreError;
+use crate::geometry::Geometry;
+use crate::site::{ALL_LINEAR, Site, Targets};
+
+/// Whether a module path is `name`, or ends in it in whole components.
+pub fn path_ends_with(path: &str, name: &str) -> bool {
+    let rest = path.strip_suffix(name);
+    !name.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Takes `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`.
+///
+/// A plain list of names that each match a layer stays as it is; anything else becomes the list of
+/// full paths it selects. Returns the names beside them that match no linear layer of the blocks:
+/// an embedding, a head, or nothing.
+///
+/// # Errors
+/// If nothing is selected, or a pattern is no regular expression.
+pub fn resolve_targets(
+    fields: &mut Fields,
+    geometry: &Geometry,
+) -> Result<(Targets, Vec<String>), CoreError> {
+    let wanted = fields.require::<Value>("target_modules")?;
+    let excluded = fields.take::<Value>("exclude_modules")?;
+    let layers = fields.take::<Value>("layers_to_transform")?;
+    let layers_pattern = fields.take::<Value>("layers_pattern")?.is_some();
+    let wanted = Names::new(&wanted, "target_modules", fields)?;
+    let excluded = match &excluded {
+        Some(value) => Some(Names::new(value, "exclude_modules", fields)?),
+        None => None,
+    };
+    let layers: Option<Vec<usize>> = match layers {
+        None => None,
+        Some(Value::Number(one)) => Some(vec![one.as_u64().unwrap_or(u64::MAX) as usize]),
+        Some(many) => serde_json::from_value(many).ok(),
+    };
+    let selected: Vec<_> = geometry
+        .sites
+        .iter()
+        .filter(|site| wanted.matches(&site.path))
+        .filter(|site| !excluded.as_ref().is_some_and(|e| e.matches(&site.path)))
+        .filter(|site| layers.as_ref().is_none_or(|l| l.contains(&site.layer)))
+        .collect();
+    let stray = wanted.names_matching_none(geometry);
+    if selected.is_empty() && stray.is_empty() {
+        return Err(CoreError::NoSuchTarget {
+            target: wanted.to_string(),
+            known: crate::site::known_names(&geometry.sites),
+        });
+    }
+    let narrowed = excluded.is_some() || layers.is_some() || layers_pattern;
+    let targets = match wanted {
+        Names::AllLinear if !narrowed => Targets::all_linear(),
+        Names::Many(names) if !narrowed => Targets::Many(
+            names
+                .into_iter()
+                .filter(|name| !stray.contains(name))
+                .collect(),
+        ),
+        _ => Targets::Many(selected.iter().map(|site| site.path.clone()).collect()),
+    };
+    Ok((targets, stray))
+}
+
+enum Names {
+    AllLinear,
+    Many(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Names {
+    fn new(value: &Value, key: &str, fields: &Fields) -> Result<Self, CoreError> {
+        match value {
+            Value::String(name) if name == ALL_LINEAR => Ok(Self::AllLinear),
+            Value::String(pattern) => {
+                let regex = Regex::new(&format!("^(?:{pattern})$"));
+                regex
+                    .map(Self::Pattern)
+                    .map_err(|_| fields.unsupported(key, value, "a regular expression"))
+            }
+            other => serde_json::from_value(other.clone())
+                .map(Self::Many)
+                .map_err(|_| fields.unsupported(key, value, "a list of module names")),
+        }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::AllLinear => true,
+            Self::Many(names) => names.iter().any(|name| path_ends_with(path, name)),
+            Self::Pattern(regex) => regex.is_match(path),
+        }
+    }
+
+    fn names_matching_none(&self, geometry: &Geometry) -> Vec<String> {
+        let Self::Many(names) = self else {
+            return Vec::new();
+        };
+        let matches_a_site =
+            |name: &&String| geometry.sites.iter().any(|s| path_ends_with(&s.path, name));
+        let stray = names.iter().filter(|name| !matches_a_site(name));
+        stray.cloned().collect()
+    }
+}
+
+impl std::fmt::Display for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str(ALL_LINEAR),
+            Self::Many(names) => write!(f, "{names:?}"),
+            Self::Pattern(regex) => write!(f, "{regex}"),
+        }
+    }
+}
+
+/// These layers as `target_modules` names them: by the shortest ends of their paths that no other
+/// module of the base shares.
+pub fn peft_targets(selected: &[&Site], geometry: &Geometry) -> Vec<String> {
+    let modules = || {
+        geometry
+            .params
+            .iter()
+            .filter_map(|p| p.name.rsplit_once('.'))
+    };
+    let others: Vec<&str> = modules()
+        .map(|(module, _)| module)
+        .filter(|module| !selected.iter().any(|site| site.path == *module))
+        .collect();
+    let mut names: Vec<String> = Vec::new();
+    for site in selected {
+        if names.iter().any(|name| path_ends_with(&site.path, name)) {
+            continue;
+        }
+        let starts = site.path.rmatch_indices('.').map(|(dot, _)| dot + 1);
+        let ends = starts.map(|start| &site.path[start..]);
+        let free = |end: &&str| !others.iter().any(|module| path_ends_with(module, end));
+        names.push(ends.clone().find(free).unwrap_or(&site.path).into());
+    }
+    names
+}
+
+/// A pattern table (`rank_pattern`, `alpha_pattern`) as values by full path, for the targets that
+/// a key matches. As in PEFT a key is a regular expression for the end of the path in whole
+/// components, and the first that matches counts.
+///
+/// # Errors
+/// If a key is no regular expression, or a value of another type.
+pub fn resolve_pattern<T: serde::de::DeserializeOwned>(
+    fields: &mut Fields,
+    key: &str,
+    geometry: &Geometry,
+    targets: &Targets,
+) -> Result<BTreeMap<String, T>, CoreError> {
+    let table: serde_json::Map<String, Value> = fields.take(key)?.unwrap_or_default();
+    let mut patterns = Vec::new();
+    for (pattern, value) in table {
+        let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$")).map_err(|_| {
+            fields.unsupported(key, &pattern.clone().into(), "a regular expression")
+        })?;
+        patterns.push((regex, value));
+    }
+    let mut resolved = BTreeMap::new();
+    for site in geometry.sites.iter().filter(|site| targets.contains(site)) {
+        let first = patterns
+            .iter()
+            .find(|(regex, _)| regex.is_match(&site.path));
+        let Some((_, value)) = first else { continue };
+        let parsed = serde_json::from_value(value.clone());
+        let parsed = parsed.map_err(|e| fields.unsupported(key, value, &e.to_string()))?;
+        resolved.insert(site.path.clone(), parsed);
+    }
+    Ok(resolved)
+}

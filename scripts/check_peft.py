@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Adapters written here, loaded by the Python libraries: the logits must be the same.
+
+    python -m venv venv && venv/bin/pip install torch==2.15.0 transformers==4.57.6 peft==0.21.2 adapters==1.3.0
+    cargo build --release && venv/bin/python scripts/check_peft.py > results/interop/python.txt
+
+For every method with a form in HF PEFT or AdapterHub: train it for a few steps here on the tiny bases
+under crates/bench/tests/interop, write it with `convert`, load it with the library, and compare the
+logits of `peft-bench logits` with those of the library. Then `merge` it and load the result with
+`transformers` alone.
+"""
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import adapters
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ROOT / "crates/bench/tests/interop"
+TOLERANCE = 1e-4
+
+LINEAR = [
+    ("lora", 'kind = "lora"\nrank = 4'),
+    ("lora all-linear rslora", 'kind = "lora"\nrank = 4\ntargets = "all-linear"\nrslora = true'),
+    ("lora lora_bias, bias all", 'kind = "lora"\nrank = 3\nlora_bias = true\nbias = "all"'),
+    ("lora embedding", 'kind = "lora"\nrank = 3\ntargets = ["embedding", "output"]'),
+    ("vera", 'kind = "vera"\nrank = 5'),
+    ("prefix", 'kind = "prefix"\nnum_virtual_tokens = 3\ntakes_positions = true'),
+]
+BOTTLENECK = [
+    ("houlsby", 'kind = "houlsby"\nbottleneck = 5'),
+    ("pfeiffer", 'kind = "pfeiffer"\nbottleneck = 5'),
+    ("parallel", 'kind = "parallel"\nbottleneck = 5'),
+    ("parallel, learned scaling", 'kind = "parallel"\nreduction_factor = 4\nscaling = "learned"'),
+    ("houlsby, factors by layer", 'kind = "houlsby"\nreduction_factor = { "1" = 8, default = 2 }\nleave_out = [0]'),
+]
+HUB_BASES = ["gpt2", "bert", "roberta"]
+TRAIN = {"gpt2": "gpt2-lora", "llama": "gpt2-lora", "bert": "bert-lora", "roberta": "bert-lora"}
+
+
+def run(binary, *args):
+    done = subprocess.run([binary, *map(str, args)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"peft-bench {' '.join(map(str, args))}\nfailed:\n{done.stderr}")
+
+
+def load(folder, kind):
+    causal = kind in ("gpt2", "llama")
+    return (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(folder).eval()
+
+
+def logits(model, kind):
+    with torch.no_grad():
+        return model(**load_file(CASES / "base" / kind / "inputs.safetensors")).logits
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
+
+def check(binary, kind, method, to, folder):
+    """Largest differences of the adapter in the library and of the merged model."""
+    base, native = CASES / "base" / kind, folder / "native"
+    batches = CASES / "train" / TRAIN[kind] / "batches.safetensors"
+    run(binary, "train", "--model", base, "--batches", batches, "--method", method, "--learning-rate", "0.02", "--out", native)
+    run(binary, "convert", "--model", base, "--adapter", native, "--to", to, "--out", folder / to, "--name", "mine")
+    run(binary, "logits", "--model", base, "--adapter", native, "--inputs", base / "inputs.safetensors", "--out", folder / "out.safetensors")
+    ours = load_file(folder / "out.safetensors")["logits"]
+    model = load(base, kind)
+    plain = logits(model, kind)
+    if to == "peft":
+        model = peft.PeftModel.from_pretrained(model, folder / to).eval()
+    else:
+        adapters.init(model)
+        name = model.load_adapter(str(folder / to), use_safetensors=True)
+        model.set_active_adapters(name)
+        model.eval()
+    assert difference(plain, ours) > 1e-2, "the adapter does nothing: the check would prove nothing"
+    return difference(logits(model, kind), ours), ours
+
+
+def merged(binary, kind, ours, folder):
+    done = subprocess.run([binary, "merge", "--model", CASES / "base" / kind, "--adapter", folder / "native",
+                           "--out", folder / "merged"], capture_output=True, text=True)
+    if done.returncode:
+        return None
+    return difference(logits(load(folder / "merged", kind), kind), ours)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default=ROOT / "target/release/peft-bench")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    print(f"peft {peft.__version__}, adapters {adapters.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
+    print(f"{'base':8} {'method':28} {'format':11} {'logits differ by':>17} {'merged':>9}")
+    plan = [(kind, method, "peft") for kind in ("gpt2", "bert", "roberta", "llama") for method in LINEAR
+            if (kind, method[0]) != ("roberta", "prefix")]  # PEFT 0.21.2 fails on it by itself
+    plan += [(kind, method, "adapterhub") for kind in HUB_BASES for method in BOTTLENECK]
+    worst = 0.0
+    for kind, (name, method), to in plan:
+        with tempfile.TemporaryDirectory() as folder:
+            error, ours = check(args.binary, kind, method, to, Path(folder))
+            plain = merged(args.binary, kind, ours, Path(folder))
+        worst = max(worst, error, plain or 0.0)
+        shown = "-" if plain is None else f"{plain:.1e}"
+        print(f"{kind:8} {name:28} {to:11} {error:17.1e} {shown:>9}")
+    print(f"largest difference {worst:.1e}, allowed {TOLERANCE:.0e}: {'ok' if worst < TOLERANCE else 'FAILED'}")
+    sys.exit(worst >= TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()
