@@ -80,6 +80,11 @@ enum Verb {
     /// List the methods, with paper, seam and parameter formula.
     #[command(after_help = "Example:\n  peft-bench methods --kind lora")]
     Methods(verbs::methods::Methods),
+    /// Pack a model's linear layers to 4 or 8 bits, as a folder that bitsandbytes reads too.
+    #[command(
+        after_help = "Example:\n  peft-bench quantize --model DIR --storage nf4 --double-quant --out DIR-nf4"
+    )]
+    Quantize(verbs::quantize::Quantize),
     /// Pretrain a small GPT-2 on the quickstart's corpus.
     #[command(after_help = "Example:\n  peft-bench pretrain --out experiments/base/quickstart")]
     Pretrain(verbs::pretrain::Pretrain),
@@ -197,6 +202,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Params(args) => args.run(registry),
         Verb::Speed(args) => args.run(registry),
         Verb::Methods(args) => args.run(registry),
+        Verb::Quantize(args) => args.run(),
         Verb::Pretrain(args) => args.run(),
         Verb::RunTrial(args) => args.run(registry),
     };

@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
 use crate::trial::Trial;
-use crate::{adapter, environment, memory};
+use crate::{adapter, environment, memory, source};
 
 /// Runs trials; a sweep does not care how.
 pub trait Executor {
@@ -170,10 +170,15 @@ pub fn run(
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();
+    let packing = source::packing(&loaded.model);
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
+    if let Some(packing) = packing {
+        // The study need not say how its base is stored: the folder does.
+        record.trial.storage = packing;
+    }
     record.data = data.info.clone();
     record.warnings = data.warnings.clone();
     record.budget = budget(&model, &base);

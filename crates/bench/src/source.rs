@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use models::{Gpt2Config, Loaded, Model};
-use peft_core::Init;
+use peft_core::{Host, Init, Proj, Site, Surgeon};
+use peft_qlora::BitsAndBytes;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -123,7 +124,7 @@ pub fn pinned(model: &Path, quiet: bool) -> Result<PathBuf> {
     Ok(PathBuf::from(id.to_string()))
 }
 
-/// Reads a model folder, or one of the hub.
+/// Reads a model folder, or one of the hub; linear layers that bitsandbytes packed stay packed.
 ///
 /// # Errors
 /// If it is no Hugging Face model folder, or its tensors do not fit.
@@ -135,7 +136,21 @@ pub fn load(path: &Path, classes: Option<usize>, init: &mut Init) -> Result<Load
          or a name of the hub (`hf://organisation/name`)",
         folder.display()
     );
-    Ok(models::load(&folder, classes, init)?)
+    Ok(models::load_with(&folder, classes, init, &BitsAndBytes)?)
+}
+
+/// How the linear layers of a model are packed, none where they are dense.
+pub fn packing(model: &Model) -> Option<String> {
+    struct Find(Option<String>);
+    impl Surgeon for Find {
+        fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+            self.0 = self.0.take().or_else(|| base.packing());
+            base
+        }
+    }
+    let mut find = Find(None);
+    model.clone().rebuild(&mut find);
+    find.0
 }
 
 /// Reads a folder's `tokenizer.json`.

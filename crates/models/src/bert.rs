@@ -159,8 +159,7 @@ impl Layer {
         b.enter_layer(Some(layer));
         let (d, inner, names) = (config.width, config.inner, config.family.names());
         let path = |name: &str| format!("{}{layer}.{name}", names.layers);
-        let mut site =
-            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Linear::out_in(dims)));
+        let mut site = |name: &str, role, dims| b.site(&path(name), role, Linear::out_in(dims));
         let [query, key, value, output, up, down] = [
             site(names.query, Role::Query, (d, d)),
             site(names.key, Role::Key, (d, d)),

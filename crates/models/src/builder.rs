@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
-use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site};
+use peft_core::{
+    BaseParam, CoreError, Dense, DenseOnly, Init, PackedLayer, PackedReader, Part, Pass, Proj,
+    Role, Site,
+};
 
 use crate::norm::{Norm, RmsNorm};
 use crate::plan::{LM_HEAD, Plan};
@@ -66,6 +69,8 @@ impl Linear {
 /// Builds layers one by one and collects every problem on the way.
 pub(crate) struct Builder<'a> {
     source: Source,
+    /// Reads the weights that a checkpoint holds packed.
+    packed: &'a dyn PackedReader,
     init: &'a mut Init,
     /// Prefix of the body's tensors, which checkpoints of the bare body leave out: `bert.`.
     body: &'static str,
@@ -105,6 +110,7 @@ impl<'a> Builder<'a> {
         let plan = Plan::default();
         Self {
             source,
+            packed: &DenseOnly,
             init,
             body,
             layer: None,
@@ -113,6 +119,12 @@ impl<'a> Builder<'a> {
             problems: Vec::new(),
             new: Vec::new(),
         }
+    }
+
+    /// Reads packed weights with this.
+    pub(crate) fn with_packed(mut self, packed: &'a dyn PackedReader) -> Self {
+        self.packed = packed;
+        self
     }
 
     /// Marks what follows as part of this transformer layer.
@@ -180,7 +192,12 @@ impl<'a> Builder<'a> {
     ) -> Param<Tensor<D>> {
         let shape = value.dims().to_vec();
         let param = Param::from_tensor(value);
-        let (id, name, layer) = (param.id, name.to_string(), self.layer);
+        self.remember(param.id, name, part, shape);
+        param
+    }
+
+    fn remember(&mut self, id: ParamId, name: &str, part: Part, shape: Vec<usize>) {
+        let (name, layer) = (name.to_string(), self.layer);
         self.plan.params.push(BaseParam {
             id,
             name,
@@ -190,7 +207,6 @@ impl<'a> Builder<'a> {
             transposed: false,
             role: None,
         });
-        param
     }
 
     /// An embedding table `[rows, width]`.
@@ -231,43 +247,17 @@ impl<'a> Builder<'a> {
 
     /// A linear layer; fresh ones start with a bias of zero.
     pub(crate) fn linear(&mut self, name: &str, part: Part, linear: Linear) -> Dense {
-        let Linear {
-            layout,
-            d_in,
-            d_out,
-            bias,
-        } = linear;
-        let stored = match layout {
-            Layout::OutIn => [d_out, d_in],
-            Layout::InOut => [d_in, d_out],
+        let bias = self.bias(name, part, linear);
+        // Only the layers that methods may adapt stay packed.
+        let value = match self.packed(name, linear, None) {
+            Some(packed) => contiguous(packed.weight(&Pass::new())),
+            None => self.weight(name, linear),
         };
-        let weight = format!("{name}.weight");
-        let std = self.std;
-        let value = self.tensor(&weight, stored, |init| init.normal(stored, std));
-        // Own the transposed values: a view would be walked with strides in every product.
-        let value = match layout {
-            Layout::OutIn => contiguous(value.transpose()),
-            Layout::InOut => value,
-        };
-        let weight = self.param(&weight, part, value);
-        if let Some(param) = self.plan.params.last_mut() {
-            param.transposed = layout == Layout::OutIn;
-        }
-        let bias = bias.then(|| {
-            let name = format!("{name}.bias");
-            let value = self.tensor(&name, [d_out], |init| init.zeros([d_out]));
-            self.param(&name, part, value)
-        });
-        Dense { weight, bias }
+        self.dense(name, part, linear, value, bias)
     }
 
     /// A linear layer that methods may adapt.
-    pub(crate) fn site(&mut self, name: &str, role: Role, linear: Linear) -> Dense {
-        let first = self.plan.params.len();
-        let dense = self.linear(name, Part::Linear, linear);
-        for param in &mut self.plan.params[first..] {
-            param.role = Some(role);
-        }
+    pub(crate) fn site(&mut self, name: &str, role: Role, linear: Linear) -> Proj {
         let layer = self.layer.expect("sites lie inside a transformer layer");
         self.plan.sites.push(Site {
             layer,
@@ -276,7 +266,93 @@ impl<'a> Builder<'a> {
             d_in: linear.d_in,
             d_out: linear.d_out,
         });
-        dense
+        let first = self.plan.params.len();
+        let proj = self.dense_or_packed(name, linear);
+        for param in &mut self.plan.params[first..] {
+            param.role = Some(role);
+        }
+        proj
+    }
+
+    fn dense_or_packed(&mut self, name: &str, linear: Linear) -> Proj {
+        let bias = self.bias(name, Part::Linear, linear);
+        if let Some(packed) = self.packed(name, linear, bias.clone()) {
+            let (weight, shape) = (format!("{name}.weight"), vec![linear.d_in, linear.d_out]);
+            self.remember(ParamId::new(), &weight, Part::Linear, shape);
+            self.mark_layout(linear.layout);
+            return packed;
+        }
+        let value = self.weight(name, linear);
+        Proj::new(self.dense(name, Part::Linear, linear, value, bias))
+    }
+
+    /// The layer of this name if the checkpoint holds its weight packed.
+    fn packed(
+        &mut self,
+        name: &str,
+        linear: Linear,
+        bias: Option<Param<Tensor<1>>>,
+    ) -> Option<Proj> {
+        let (device, bare) = (self.init.device().clone(), name.strip_prefix(self.body));
+        let Source::Checkpoint(tensors) = &mut self.source else {
+            return None;
+        };
+        let mut read = |path| {
+            let (dims, bias) = ((linear.d_in, linear.d_out), bias.clone());
+            self.packed
+                .read(PackedLayer { path, dims, bias }, tensors, &device)
+        };
+        let packed = read(name).or_else(|| bare.and_then(read))?;
+        Some(packed.unwrap_or_else(|error| {
+            self.problems.push(error.to_string());
+            // Stands in until `finish` reports the problem.
+            Proj::new(Dense::zeros(1, 1, false, &device))
+        }))
+    }
+
+    /// A dense weight as `[d_in, d_out]`.
+    fn weight(&mut self, name: &str, linear: Linear) -> Tensor<2> {
+        let stored = match linear.layout {
+            Layout::OutIn => [linear.d_out, linear.d_in],
+            Layout::InOut => [linear.d_in, linear.d_out],
+        };
+        let std = self.std;
+        let value = self.tensor(&format!("{name}.weight"), stored, |init| {
+            init.normal(stored, std)
+        });
+        // Own the transposed values: a view would be walked with strides in every product.
+        match linear.layout {
+            Layout::OutIn => contiguous(value.transpose()),
+            Layout::InOut => value,
+        }
+    }
+
+    fn bias(&mut self, name: &str, part: Part, linear: Linear) -> Option<Param<Tensor<1>>> {
+        linear.bias.then(|| {
+            let (name, shape) = (format!("{name}.bias"), [linear.d_out]);
+            let value = self.tensor(&name, shape, |init| init.zeros(shape));
+            self.param(&name, part, value)
+        })
+    }
+
+    fn dense(
+        &mut self,
+        name: &str,
+        part: Part,
+        linear: Linear,
+        weight: Tensor<2>,
+        bias: Option<Param<Tensor<1>>>,
+    ) -> Dense {
+        let weight = self.param(&format!("{name}.weight"), part, weight);
+        self.mark_layout(linear.layout);
+        Dense { weight, bias }
+    }
+
+    /// Notes how the checkpoint keeps the parameter that came last.
+    fn mark_layout(&mut self, layout: Layout) {
+        if let Some(param) = self.plan.params.last_mut() {
+            param.transposed = layout == Layout::OutIn;
+        }
     }
 
     /// A linear layer of the task head, which a checkpoint may lack.

@@ -115,7 +115,7 @@ impl Gpt2Config {
         fields.only("scale_attn_by_inverse_layer_idx", &false.into())?;
         fields.only("scale_attn_weights", &true.into())?;
         fields.only("add_cross_attention", &false.into())?;
-        fields.no_quantised_weights()?;
+        fields.known_packing()?;
         let config: Self = serde_json::from_value(json.clone()).map_err(|e| ModelError::Json {
             file: file.into(),
             reason: e.to_string(),
@@ -254,8 +254,7 @@ impl Block {
         let inner = config.n_inner.unwrap_or(4 * d);
         let path = |name: &str| format!("transformer.h.{layer}.{name}");
         let ln_1 = b.norm(&path("ln_1"), d, eps);
-        let mut site =
-            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Linear::in_out(dims)));
+        let mut site = |name: &str, role, dims| b.site(&path(name), role, Linear::in_out(dims));
         let c_attn = site("attn.c_attn", Role::FusedQkv, (d, 3 * d));
         let c_proj = site("attn.c_proj", Role::Output, (d, d));
         let c_fc = site("mlp.c_fc", Role::Up, (d, inner));

@@ -27,5 +27,5 @@ pub use generate::{Choice, Continuation, End, Generation, generate, generate_wat
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::Llama;
 pub use llama_config::{LlamaConfig, LlamaFamily};
-pub use model::{Loaded, Model, load, logits, save};
+pub use model::{Loaded, Model, load, load_with, logits, save};
 pub use rope::{Rope, RopeScaling, Yarn};

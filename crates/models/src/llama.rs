@@ -154,7 +154,7 @@ impl Block {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         let input_norm = b.rms_norm(&path("input_layernorm"), d, eps);
         let mut site = |name: &str, role, dims, bias| {
-            Proj::new(b.site(&path(name), role, Linear::out_in(dims).biased(bias)))
+            b.site(&path(name), role, Linear::out_in(dims).biased(bias))
         };
         let qkv = config.qkv_bias;
         let q_proj = site("self_attn.q_proj", Role::Query, (d, q_width), qkv);

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{Adapted, Geometry, Host, Init, Pass, Surgeon, kernels, state};
+use peft_core::{
+    Adapted, CoreError, DenseOnly, Geometry, Host, Init, PackedReader, Pass, Surgeon, kernels,
+    state,
+};
 use serde_json::Value;
 
 use crate::batch::{Batch, Positions};
@@ -47,6 +50,20 @@ pub struct Loaded {
 /// If the architecture is unknown, a value of the configuration is not supported, or the tensors do
 /// not fit; every misfit is listed.
 pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Loaded, ModelError> {
+    load_with(folder, classes, init, &DenseOnly)
+}
+
+/// The same, with a reader of the linear layers whose weights the checkpoint holds packed. They stay
+/// as they are where methods may adapt them; others (a pooler, a head) are unpacked.
+///
+/// # Errors
+/// As [`load`], and if a packed weight cannot be read.
+pub fn load_with(
+    folder: &Path,
+    classes: Option<usize>,
+    init: &mut Init,
+    packed: &dyn PackedReader,
+) -> Result<Loaded, ModelError> {
     let file = folder.join("config.json");
     let config: Value = checkpoint::parse(&file)?;
     let model_type = config["model_type"].as_str().unwrap_or("").to_string();
@@ -54,7 +71,8 @@ pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Lo
         let mut parsed = BertConfig::from_json(family, &config, &file)?;
         parsed.num_labels = classes.unwrap_or(parsed.num_labels);
         let checkpoint = checkpoint::read(folder)?;
-        let builder = Builder::from_checkpoint(checkpoint.tensors, family.names().body, init);
+        let builder = Builder::from_checkpoint(checkpoint.tensors, family.names().body, init)
+            .with_packed(packed);
         let (model, new_layers) = Bert::build(parsed, builder, &checkpoint.file)?;
         let model = Model::Bert(model);
         return Ok(Loaded {
@@ -66,12 +84,14 @@ pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Lo
     let model = if model_type == "gpt2" {
         let parsed = Gpt2Config::from_json(&config, &file)?;
         let checkpoint = checkpoint::read(folder)?;
-        let builder = Builder::from_checkpoint(checkpoint.tensors, gpt2::BODY, init);
+        let builder =
+            Builder::from_checkpoint(checkpoint.tensors, gpt2::BODY, init).with_packed(packed);
         Model::Gpt2(Gpt2::build(parsed, builder, &checkpoint.file)?)
     } else if LlamaFamily::from_model_type(&model_type).is_some() {
         let parsed = LlamaConfig::from_json(&config, &file)?;
         let checkpoint = checkpoint::read(folder)?;
-        let builder = Builder::from_checkpoint(checkpoint.tensors, llama::BODY, init);
+        let builder =
+            Builder::from_checkpoint(checkpoint.tensors, llama::BODY, init).with_packed(packed);
         Model::Llama(Llama::build(parsed, builder, &checkpoint.file)?)
     } else {
         let found = model_type;
@@ -165,7 +185,8 @@ impl Model {
         }
     }
 
-    /// Every base parameter by its checkpoint name and in the checkpoint's layout.
+    /// Every base parameter by its checkpoint name and in the checkpoint's layout; packed weights
+    /// are not among them.
     pub fn export(&self) -> BTreeMap<String, TensorData> {
         match self {
             Model::Gpt2(model) => model.plan.export(model),
@@ -260,14 +281,29 @@ impl Host for Model {
     }
 }
 
-/// Writes a model as a Hugging Face folder: `model.safetensors`, and `config.json` as given but
-/// for `tie_word_embeddings`, which is false where the model has a head of its own.
+/// Writes a model as a Hugging Face folder: `model.safetensors`, and `config.json` as given, less
+/// what it says of packed weights, and with `tie_word_embeddings` false where the model has a head
+/// of its own.
 ///
 /// # Errors
-/// If the folder cannot be written.
+/// If the folder cannot be written, or a weight is packed.
 pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelError> {
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let tensors = model.export();
+    let params = model.geometry().params;
+    if let Some(other) = params.iter().find(|p| !tensors.contains_key(&p.name)) {
+        let found = "packed, or was replaced by a method";
+        let expected = "the dense weight; `peft-bench quantize` writes packed ones";
+        return Err(CoreError::bad_value(&other.name, found, expected).into());
+    }
+    let mut config = config.clone();
+    if let Some(config) = config.as_object_mut() {
+        config.shift_remove("quantization_config");
+        // Readers take the embedding table in place of a head that the configuration calls tied.
+        if tensors.contains_key(LM_HEAD) {
+            config.insert("tie_word_embeddings".into(), false.into());
+        }
+    }
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let floats = state::float_tensors(model);
     if floats.len() != tensors.len() {
         let known: Vec<_> = model.geometry().params.iter().map(|p| p.id).collect();
@@ -276,11 +312,6 @@ pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelErr
         return Err(ModelError::Unnamed {
             parameters: lost.map(|row| row.name).collect(),
         });
-    }
-    let mut config = config.clone();
-    // Readers take the embedding table in place of a head that the configuration calls tied.
-    if tensors.contains_key(LM_HEAD) && config.is_object() {
-        config["tie_word_embeddings"] = false.into();
     }
     state::save(&tensors, metadata, &folder.join(checkpoint::SINGLE))?;
     let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");

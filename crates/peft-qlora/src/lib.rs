@@ -7,6 +7,7 @@
 // `NdArray` is deprecated upstream; it stays the second CPU backend here for its users.
 #![allow(deprecated)]
 
+pub mod bitsandbytes;
 pub mod code_book;
 pub mod codec;
 mod composed;
@@ -19,6 +20,7 @@ mod packed_op;
 pub mod qlora;
 pub mod storage;
 
+pub use bitsandbytes::BitsAndBytes;
 pub use code_book::CodeBook;
 pub use int8::Int8;
 pub use packed_linear::{Coding, PackedLinear};

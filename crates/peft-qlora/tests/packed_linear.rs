@@ -25,10 +25,13 @@ fn devices() -> [Device; 2] {
     [Device::flex().autodiff(), Device::ndarray().autodiff()]
 }
 
-/// A storage, and its decoding of row-major values of rows of this length, by the codec.
+/// Encodes and decodes row-major values of rows of this length by the codec.
+type Decode = dyn Fn(&[f32], usize) -> Vec<f32>;
+
+/// A storage, and what the codec makes of a weight.
 struct Case {
     storage: Box<dyn Storage>,
-    decode: Box<dyn Fn(&[f32], usize) -> Vec<f32>>,
+    decode: Box<Decode>,
 }
 
 fn four_bit<C: Code>(storage: FourBit<C>) -> Case {

@@ -89,6 +89,7 @@ fn converse(lines: &str) -> Recorder {
     let arg = AdapterArg {
         name: "other".into(),
         folder: other.path().into(),
+        weight: None,
     };
     let device = Device::flex();
     let adapters = Adapters::load(folder.path(), &[arg], &registry, &device).unwrap();
