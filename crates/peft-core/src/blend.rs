@@ -102,7 +102,7 @@ struct Blender {
 
 impl Blender {
     /// One seam of every part that fills it.
-    fn seam<S>(&mut self, take: impl Fn(&mut Part) -> Option<S>) -> Vec<Weighted<S>> {
+    fn seam<S: Module>(&mut self, take: impl Fn(&mut Part) -> Option<S>) -> Vec<Weighted<S>> {
         let filled = |part: &mut Part| {
             let module = take(part)?;
             Some(Weighted {
