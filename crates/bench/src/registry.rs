@@ -302,13 +302,14 @@ mod tests {
         Model::random_bert(config, init).unwrap()
     });
 
-    // Grouped queries, wider than the model; a tied head; a window shorter than the text.
+    // Grouped queries, wider than the model; a tied head; a window shorter than the text, out of
+    // which a prefix falls, so that weights must be large enough for the rest of it to show.
     host!(LlamaHost, |init| {
         let config = serde_json::json!({
             "model_type": "mistral", "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
             "intermediate_size": 20, "max_position_embeddings": 16, "sliding_window": 4,
-            "tie_word_embeddings": true
+            "tie_word_embeddings": true, "initializer_range": 0.1
         });
         let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
         Model::random_llama(config, init).unwrap()

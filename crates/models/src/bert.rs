@@ -19,7 +19,7 @@ use crate::builder::{Builder, Linear};
 use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::norm::Norm;
-use crate::plan::{Plan, Shape};
+use crate::plan::{Plan, tap_sites};
 
 /// A sequence classifier of the BERT family with seams.
 #[derive(Module, Debug)]
@@ -248,25 +248,30 @@ fn add_and_norm(
 
 impl Host for Bert {
     fn geometry(&self) -> Geometry {
-        let names = self.config.family.names();
-        let shape = Shape {
+        Geometry {
             layers: self.config.layers,
             width: self.config.width,
             kv_width: self.config.width,
             kv_heads: self.config.heads,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(self.config.layers, |layer, role| {
+                let names = self.config.family.names();
+                let name = match role {
+                    Role::AfterAttention => names.attention_adapters,
+                    _ => names.mlp_adapters,
+                };
+                format!("{}{layer}.{name}", names.layers)
+            }),
             table: Table {
-                path: format!("{}embeddings.word_embeddings", names.body),
+                path: format!(
+                    "{}embeddings.word_embeddings",
+                    self.config.family.names().body
+                ),
                 rows: self.config.vocab_size,
                 width: self.config.width,
             },
-        };
-        self.plan.geometry(shape, |layer, role| {
-            let name = match role {
-                Role::AfterAttention => names.attention_adapters,
-                _ => names.mlp_adapters,
-            };
-            format!("{}{layer}.{name}", names.layers)
-        })
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {

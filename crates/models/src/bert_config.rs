@@ -72,7 +72,7 @@ impl BertConfig {
         let count = |key| fields.count(key);
         fields.only("position_embedding_type", &"absolute".into())?;
         fields.only("is_decoder", &false.into())?;
-        fields.no_quantised_weights()?;
+        fields.known_packing()?;
         let type_vocab_size = match distil {
             true => 0,
             false => fields.whole("type_vocab_size", 0, MOST)?,

@@ -253,7 +253,7 @@ impl<'a> Builder<'a> {
             Some(packed) => contiguous(packed.weight(&Pass::new())),
             None => self.weight(name, linear),
         };
-        self.dense(name, part, linear.layout, value, bias)
+        self.dense(name, part, linear, value, bias)
     }
 
     /// A linear layer that methods may adapt.
@@ -279,11 +279,11 @@ impl<'a> Builder<'a> {
         if let Some(packed) = self.packed(name, linear, bias.clone()) {
             let (weight, shape) = (format!("{name}.weight"), vec![linear.d_in, linear.d_out]);
             self.remember(ParamId::new(), &weight, Part::Linear, shape);
-            self.mark_transposed(linear.layout);
+            self.mark_layout(linear.layout);
             return packed;
         }
         let value = self.weight(name, linear);
-        Proj::new(self.dense(name, Part::Linear, linear.layout, value, bias))
+        Proj::new(self.dense(name, Part::Linear, linear, value, bias))
     }
 
     /// The layer of this name if the checkpoint holds its weight packed.
@@ -293,29 +293,28 @@ impl<'a> Builder<'a> {
         linear: Linear,
         bias: Option<Param<Tensor<1>>>,
     ) -> Option<Proj> {
-        let dims = (linear.d_in, linear.d_out);
         let (device, bare) = (self.init.device().clone(), name.strip_prefix(self.body));
         let Source::Checkpoint(tensors) = &mut self.source else {
             return None;
         };
         let mut read = |path| {
-            let bias = bias.clone();
+            let (dims, bias) = ((linear.d_in, linear.d_out), bias.clone());
             self.packed
                 .read(PackedLayer { path, dims, bias }, tensors, &device)
         };
         let packed = read(name).or_else(|| bare.and_then(read))?;
         Some(packed.unwrap_or_else(|error| {
             self.problems.push(error.to_string());
+            // Stands in until `finish` reports the problem.
             Proj::new(Dense::zeros(1, 1, false, &device))
         }))
     }
 
     /// A dense weight as `[d_in, d_out]`.
     fn weight(&mut self, name: &str, linear: Linear) -> Tensor<2> {
-        let Linear { d_in, d_out, .. } = linear;
         let stored = match linear.layout {
-            Layout::OutIn => [d_out, d_in],
-            Layout::InOut => [d_in, d_out],
+            Layout::OutIn => [linear.d_out, linear.d_in],
+            Layout::InOut => [linear.d_in, linear.d_out],
         };
         let std = self.std;
         let value = self.tensor(&format!("{name}.weight"), stored, |init| {
@@ -329,29 +328,28 @@ impl<'a> Builder<'a> {
     }
 
     fn bias(&mut self, name: &str, part: Part, linear: Linear) -> Option<Param<Tensor<1>>> {
-        if !linear.bias {
-            return None;
-        }
-        let name = format!("{name}.bias");
-        let value = self.tensor(&name, [linear.d_out], |init| init.zeros([linear.d_out]));
-        Some(self.param(&name, part, value))
+        linear.bias.then(|| {
+            let (name, shape) = (format!("{name}.bias"), [linear.d_out]);
+            let value = self.tensor(&name, shape, |init| init.zeros(shape));
+            self.param(&name, part, value)
+        })
     }
 
     fn dense(
         &mut self,
         name: &str,
         part: Part,
-        layout: Layout,
+        linear: Linear,
         weight: Tensor<2>,
         bias: Option<Param<Tensor<1>>>,
     ) -> Dense {
         let weight = self.param(&format!("{name}.weight"), part, weight);
-        self.mark_transposed(layout);
+        self.mark_layout(linear.layout);
         Dense { weight, bias }
     }
 
-    /// Remembers of the newest parameter whether the checkpoint keeps it transposed.
-    fn mark_transposed(&mut self, layout: Layout) {
+    /// Notes how the checkpoint keeps the parameter that came last.
+    fn mark_layout(&mut self, layout: Layout) {
         if let Some(param) = self.plan.params.last_mut() {
             param.transposed = layout == Layout::OutIn;
         }

@@ -179,12 +179,16 @@ impl<'a> Fields<'a> {
         Err(self.error(key, &format!("{supported}, the only one supported")))
     }
 
-    /// Refuses weights that are stored quantised.
-    pub(crate) fn no_quantised_weights(&self) -> Result<(), ModelError> {
-        match self.value("quantization_config") {
-            Value::Null => Ok(()),
-            _ => Err(self.error("quantization_config", "absent: weights as plain floats")),
+    /// Refuses weights that are packed in a way no reader here knows.
+    pub(crate) fn known_packing(&self) -> Result<(), ModelError> {
+        let config = self.value("quantization_config");
+        if config.is_null() || config["quant_method"] == "bitsandbytes" {
+            return Ok(());
         }
+        Err(self.error(
+            "quantization_config",
+            "`quant_method` bitsandbytes, or none for weights as plain floats",
+        ))
     }
 }
 

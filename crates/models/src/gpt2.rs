@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::norm::Norm;
-use crate::plan::{Plan, Shape};
+use crate::plan::{Plan, tap_sites};
 
 /// The part of `config.json` that decides what a GPT-2 computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl Gpt2Config {
         fields.only("scale_attn_by_inverse_layer_idx", &false.into())?;
         fields.only("scale_attn_weights", &true.into())?;
         fields.only("add_cross_attention", &false.into())?;
-        fields.no_quantised_weights()?;
+        fields.known_packing()?;
         let config: Self = serde_json::from_value(json.clone()).map_err(|e| ModelError::Json {
             file: file.into(),
             reason: e.to_string(),
@@ -352,21 +352,23 @@ impl Block {
 
 impl Host for Gpt2 {
     fn geometry(&self) -> Geometry {
-        let shape = Shape {
+        Geometry {
             layers: self.config.n_layer,
             width: self.config.n_embd,
             kv_width: self.config.n_embd,
             kv_heads: self.config.n_head,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(self.config.n_layer, |layer, role| match role {
+                Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
+                _ => format!("transformer.h.{layer}.output_adapters"),
+            }),
             table: Table {
                 path: "transformer.wte".into(),
                 rows: self.config.vocab_size,
                 width: self.config.n_embd,
             },
-        };
-        self.plan.geometry(shape, |layer, role| match role {
-            Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
-            _ => format!("transformer.h.{layer}.output_adapters"),
-        })
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {

@@ -22,7 +22,7 @@ use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::llama_config::{LlamaConfig, LlamaFamily};
 use crate::norm::RmsNorm;
-use crate::plan::{Plan, Shape};
+use crate::plan::{Plan, tap_sites};
 
 /// A language model of the Llama family with seams.
 #[derive(Module, Debug)]
@@ -265,21 +265,24 @@ impl Block {
 
 impl Host for Llama {
     fn geometry(&self) -> Geometry {
-        let shape = Shape {
-            layers: self.config.layers,
-            width: self.config.width,
-            kv_width: self.config.kv_width(),
-            kv_heads: self.config.kv_heads,
+        let config = &self.config;
+        Geometry {
+            layers: config.layers,
+            width: config.width,
+            kv_width: config.kv_width(),
+            kv_heads: config.kv_heads,
+            sites: self.plan.sites.clone(),
+            taps: tap_sites(config.layers, |layer, role| match role {
+                Role::AfterAttention => format!("model.layers.{layer}.attention_adapters"),
+                _ => format!("model.layers.{layer}.output_adapters"),
+            }),
             table: Table {
                 path: "model.embed_tokens".into(),
-                rows: self.config.vocab_size,
-                width: self.config.width,
+                rows: config.vocab_size,
+                width: config.width,
             },
-        };
-        self.plan.geometry(shape, |layer, role| match role {
-            Role::AfterAttention => format!("model.layers.{layer}.attention_adapters"),
-            _ => format!("model.layers.{layer}.output_adapters"),
-        })
+            params: self.plan.params.clone(),
+        }
     }
 
     fn rebuild(mut self, surgeon: &mut dyn Surgeon) -> Self {

@@ -89,7 +89,7 @@ impl LlamaConfig {
         let model_type = fields.value("model_type").as_str().unwrap_or("");
         let family = LlamaFamily::from_model_type(model_type)
             .ok_or_else(|| fields.error("model_type", "llama, mistral, qwen2 or qwen3"))?;
-        fields.no_quantised_weights()?;
+        fields.known_packing()?;
         let (width, heads) = (
             fields.count("hidden_size")?,
             fields.count("num_attention_heads")?,

@@ -282,7 +282,8 @@ impl Host for Model {
 }
 
 /// Writes a model as a Hugging Face folder: `model.safetensors`, and `config.json` as given, less
-/// what it says of packed weights and of a tied head where the model has one of its own.
+/// what it says of packed weights, and with `tie_word_embeddings` false where the model has a head
+/// of its own.
 ///
 /// # Errors
 /// If the folder cannot be written, or a weight is packed.
@@ -297,20 +298,20 @@ pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelErr
     let mut config = config.clone();
     if let Some(config) = config.as_object_mut() {
         config.shift_remove("quantization_config");
+        // Readers take the embedding table in place of a head that the configuration calls tied.
+        if tensors.contains_key(LM_HEAD) {
+            config.insert("tie_word_embeddings".into(), false.into());
+        }
     }
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let floats = state::float_tensors(model);
     if floats.len() != tensors.len() {
-        let known: Vec<_> = params.iter().map(|p| p.id).collect();
+        let known: Vec<_> = model.geometry().params.iter().map(|p| p.id).collect();
         let rows = state::parameters(model).into_iter();
         let lost = rows.filter(|row| !known.contains(&row.id));
         return Err(ModelError::Unnamed {
             parameters: lost.map(|row| row.name).collect(),
         });
-    }
-    // Readers take the embedding table in place of a head that the configuration calls tied.
-    if tensors.contains_key(LM_HEAD) && config.is_object() {
-        config["tie_word_embeddings"] = false.into();
     }
     state::save(&tensors, metadata, &folder.join(checkpoint::SINGLE))?;
     let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");

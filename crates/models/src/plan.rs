@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{BaseParam, Geometry, Part, Role, Site, Table, TapSite};
+use peft_core::{BaseParam, Part, Role, Site, TapSite};
 
 /// What a model remembers of its parameters.
 #[derive(Clone, Debug, Default)]
@@ -13,44 +13,10 @@ pub(crate) struct Plan {
     pub(crate) sites: Vec<Site>,
 }
 
-/// The sizes of a model that its parameters do not show.
-pub(crate) struct Shape {
-    pub(crate) layers: usize,
-    pub(crate) width: usize,
-    pub(crate) kv_width: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) table: Table,
-}
-
 /// Name of a language model's head in checkpoints.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
 impl Plan {
-    /// The shape of a model with these parameters, with one attention and one feed-forward
-    /// sublayer in every layer; `tap_path` says where their adapters hang.
-    pub(crate) fn geometry(
-        &self,
-        shape: Shape,
-        tap_path: impl Fn(usize, Role) -> String,
-    ) -> Geometry {
-        let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));
-        let tap = |(layer, role)| TapSite {
-            layer,
-            role,
-            path: tap_path(layer, role),
-        };
-        Geometry {
-            layers: shape.layers,
-            width: shape.width,
-            kv_width: shape.kv_width,
-            kv_heads: shape.kv_heads,
-            sites: self.sites.clone(),
-            taps: (0..shape.layers).flat_map(roles).map(tap).collect(),
-            table: shape.table,
-            params: self.params.clone(),
-        }
-    }
-
     /// The linear layers of a transformer layer, in the order they were built in.
     pub(crate) fn sites_of<const N: usize>(&self, layer: usize) -> [&Site; N] {
         let sites: Vec<_> = self
@@ -110,4 +76,15 @@ impl ModuleVisitor for Exporter<'_> {
         };
         self.tensors.insert(known.name.clone(), value.into_data());
     }
+}
+
+/// The two sublayers of every layer, by the path of their adapters.
+pub(crate) fn tap_sites(layers: usize, path: impl Fn(usize, Role) -> String) -> Vec<TapSite> {
+    let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));
+    let site = |(layer, role)| TapSite {
+        layer,
+        role,
+        path: path(layer, role),
+    };
+    (0..layers).flat_map(roles).map(site).collect()
 }

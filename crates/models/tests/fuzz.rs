@@ -153,6 +153,6 @@ fn assert_computes(host: models::Model) {
     let device = Device::flex();
     let batch = Batch::new(&rows, 0, Side::Right, host.positions(), &device);
     let vocab = host.vocab_size();
-    let logits = models::logits(&Adapted { host, shared: None }, &batch);
+    let logits = models::logits(&Adapted::plain(host), &batch);
     assert_eq!(logits.dims(), [1, 3, vocab]);
 }

@@ -172,7 +172,7 @@ fn generation_with_a_cache_equals_generation_without() {
         let mut text: Vec<u32> = vec![5, 9, 33, 8, 21];
         let generation = Generation {
             max_new_tokens: 15,
-            eos: None,
+            eos: Vec::new(),
             choice: Choice::Greedy,
         };
         let cached = models::generate(&model, &[&text], &generation, &device);
@@ -231,7 +231,7 @@ fn external_generation_agrees(base: &Path, expected: &Path) {
         let output: Vec<u32> = ints(output).iter().map(|t| *t as u32).collect();
         let generation = Generation {
             max_new_tokens: output.len() - prompt.len(),
-            eos: None,
+            eos: Vec::new(),
             choice: Choice::Greedy,
         };
         let text = models::generate(&model, &[&prompt], &generation, &device);
