@@ -177,10 +177,16 @@ fn assemble(encoded: Encoded, tables: &Tables, limit: &Limit) -> Data {
     let info = info.collect();
     let twice = splits.duplicates();
     let repeated = (!twice.is_empty()).then(|| {
-        format!(
-            "{} inputs of dev and {} of test also stand in train, {} of test in dev",
-            twice.dev_in_train, twice.test_in_train, twice.test_in_dev
-        )
+        let places = [
+            (twice.dev_in_train, "of dev also stand in train"),
+            (twice.test_in_train, "of test also stand in train"),
+            (twice.test_in_dev, "of test also stand in dev"),
+        ];
+        let said = places.iter().filter(|(count, _)| *count > 0);
+        let said: Vec<_> = said
+            .map(|(count, place)| format!("{count} inputs {place}"))
+            .collect();
+        said.join(", ")
     });
     Data {
         splits,

@@ -189,6 +189,13 @@ impl Study {
     }
 
     fn check(&self) -> Result<(), String> {
+        let in_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.starts_with('.') || self.name.is_empty() || !self.name.chars().all(in_name) {
+            return Err(format!(
+                "`name` is `{}`, expected letters, digits, `-`, `_` and `.`: it names a folder",
+                self.name
+            ));
+        }
         let train = &self.train;
         let positive = [
             ("train.epochs", train.epochs),

@@ -85,6 +85,7 @@ impl Task {
 
     /// Whether the keys of a completion task agree with each other.
     pub(super) fn check(&self) -> Result<(), String> {
+        self.check_metric()?;
         let Task::Completion {
             prompt,
             completion,
@@ -111,6 +112,22 @@ impl Task {
             );
         }
         Ok(())
+    }
+
+    fn check_metric(&self) -> Result<(), String> {
+        let (metric, of_classes) = (self.metric(), matches!(self, Task::Classification { .. }));
+        if metric.is_of_classes() == of_classes {
+            return Ok(());
+        }
+        let fitting = Metric::ALL
+            .iter()
+            .filter(|m| m.is_of_classes() == of_classes);
+        let fitting: Vec<_> = fitting.map(|m| format!("`{}`", m.name())).collect();
+        Err(format!(
+            "`task.metric` is `{}`, which this kind of task does not have; expected one of {}",
+            metric.name(),
+            fitting.join(", ")
+        ))
     }
 
     pub(super) fn data_mut(&mut self) -> &mut DataSource {

@@ -142,3 +142,22 @@ fn keys_left_at_their_defaults_leave_no_trace_in_the_identity_of_a_trial() {
         assert!(task.get(key).is_none(), "{key}");
     }
 }
+
+#[test]
+fn a_name_that_would_lead_out_of_the_folder_of_results_is_refused() {
+    for name in ["../x", "a/b", ".hidden", ""] {
+        let text = STUDY.replace("name = \"s\"", &format!("name = \"{name}\""));
+        let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
+        assert!(error.contains("`name` is"), "{error}");
+    }
+}
+
+#[test]
+fn a_metric_of_the_other_kind_of_task_is_refused() {
+    let text = STUDY.replace("accuracy", "exact_match");
+    let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
+    assert!(
+        error.contains("`exact_match`") && error.contains("`accuracy`"),
+        "{error}"
+    );
+}
