@@ -132,7 +132,7 @@ impl ClassEncoder {
         train: &Table,
     ) -> Result<Self, TaskError> {
         let environment = environment();
-        Text::compile(&environment, "text", &config.text)?;
+        Text::compile(&environment, "text", &config.text)?.check_fields()?;
         if let Some(pair) = &config.pair {
             Text::compile(&environment, "pair", pair)?;
         }

@@ -63,8 +63,12 @@ impl LmEncoder {
             });
         }
         let environment = environment();
-        Text::compile(&environment, "prompt", &config.prompt)?;
-        Text::compile(&environment, "completion", &config.completion)?;
+        let prompt = Text::compile(&environment, "prompt", &config.prompt)?;
+        let completion = Text::compile(&environment, "completion", &config.completion)?;
+        if config.layout.is_none() {
+            prompt.check_fields()?;
+            completion.check_fields()?;
+        }
         let tokenizer = unlimited(tokenizer)?;
         let chat = chat.map(|chat| chat.with_end_token(tokenizer.id_to_token(eos)));
         let mut bare = tokenizer.clone();

@@ -30,16 +30,21 @@ impl<'a> Text<'a> {
         let template = environment
             .template_from_str(source)
             .map_err(|error| invalid(name, source, &error.to_string()))?;
-        if template.undeclared_variables(false).is_empty() {
-            let reason = "it uses no field of the data, so that every row would get the same \
-                          text; write a field as `{{ name }}`";
-            return Err(invalid(name, source, reason));
-        }
         Ok(Self {
             name,
             source,
             template,
         })
+    }
+
+    /// Refuses a template that gives every row the same text: a field's name, most likely.
+    pub(crate) fn check_fields(&self) -> Result<(), TaskError> {
+        if !self.template.undeclared_variables(false).is_empty() {
+            return Ok(());
+        }
+        let reason = "it uses no field of the data, so that every row would get the same text; \
+                      write a field as `{{ name }}`";
+        Err(invalid(self.name, self.source, reason))
     }
 
     /// The text of one row.
@@ -98,8 +103,15 @@ mod tests {
 
     #[test]
     fn a_template_without_a_field_is_refused() {
-        let message = render("sentence", r#"{"sentence": "x"}"#).unwrap_err();
+        let environment = environment();
+        let check = |source| {
+            Text::compile(&environment, "text", source)
+                .unwrap()
+                .check_fields()
+        };
+        let message = check("sentence").unwrap_err().to_string();
         assert!(message.contains("uses no field of the data"), "{message}");
+        assert!(check("{{ sentence }}").is_ok());
     }
 
     #[test]
