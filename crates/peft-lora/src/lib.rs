@@ -1,7 +1,10 @@
 //! The LoRA family: low-rank and related updates of linear layers. One paper, one file.
 
+pub mod dora;
+mod family;
 pub mod lora;
 pub mod vera;
 
+pub use dora::Dora;
 pub use lora::Lora;
 pub use vera::Vera;
