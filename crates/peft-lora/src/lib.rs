@@ -2,9 +2,11 @@
 
 pub mod dora;
 mod family;
+pub mod ia3;
 pub mod lora;
 pub mod vera;
 
 pub use dora::Dora;
+pub use ia3::Ia3;
 pub use lora::Lora;
 pub use vera::Vera;
