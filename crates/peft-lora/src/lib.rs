@@ -4,11 +4,13 @@ pub mod dora;
 mod family;
 pub mod hira;
 pub mod ia3;
+pub mod loha;
 pub mod lora;
 pub mod vera;
 
 pub use dora::Dora;
 pub use hira::Hira;
 pub use ia3::Ia3;
+pub use loha::Loha;
 pub use lora::Lora;
 pub use vera::Vera;
