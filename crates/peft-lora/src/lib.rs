@@ -5,6 +5,7 @@ mod family;
 pub mod hira;
 pub mod ia3;
 pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub mod vera;
 
@@ -12,5 +13,6 @@ pub use dora::Dora;
 pub use hira::Hira;
 pub use ia3::Ia3;
 pub use loha::Loha;
+pub use lokr::Lokr;
 pub use lora::Lora;
 pub use vera::Vera;
