@@ -7,6 +7,7 @@ pub mod ia3;
 pub mod loha;
 pub mod lokr;
 pub mod lora;
+pub mod miss;
 pub mod vera;
 
 pub use dora::Dora;
@@ -15,4 +16,5 @@ pub use ia3::Ia3;
 pub use loha::Loha;
 pub use lokr::Lokr;
 pub use lora::Lora;
+pub use miss::Miss;
 pub use vera::Vera;
