@@ -1,5 +1,6 @@
 //! The LoRA family: low-rank and related updates of linear layers. One paper, one file.
 
+pub mod adalora;
 pub mod dora;
 mod family;
 pub mod hira;
@@ -10,6 +11,7 @@ pub mod lora;
 pub mod miss;
 pub mod vera;
 
+pub use adalora::AdaLora;
 pub use dora::Dora;
 pub use hira::Hira;
 pub use ia3::Ia3;
