@@ -1,6 +1,7 @@
 //! The LoRA family: low-rank and related updates of linear layers. One paper, one file.
 
 pub mod adalora;
+mod cayley;
 pub mod dora;
 mod family;
 pub mod hira;
@@ -9,6 +10,7 @@ pub mod loha;
 pub mod lokr;
 pub mod lora;
 pub mod miss;
+pub mod oft;
 pub mod vera;
 
 pub use adalora::AdaLora;
@@ -19,4 +21,5 @@ pub use loha::Loha;
 pub use lokr::Lokr;
 pub use lora::Lora;
 pub use miss::Miss;
+pub use oft::Oft;
 pub use vera::Vera;
