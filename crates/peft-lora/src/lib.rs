@@ -1,6 +1,7 @@
 //! The LoRA family: low-rank and related updates of linear layers. One paper, one file.
 
 pub mod adalora;
+pub mod boft;
 mod cayley;
 pub mod dora;
 mod family;
@@ -14,6 +15,7 @@ pub mod oft;
 pub mod vera;
 
 pub use adalora::AdaLora;
+pub use boft::Boft;
 pub use dora::Dora;
 pub use hira::Hira;
 pub use ia3::Ia3;
