@@ -20,7 +20,18 @@ macro_rules! with_methods {
             peft_adapter::Parallel,
             peft_adapter::Prefix,
             peft_lora::Lora,
+            peft_lora::LoraFa,
+            peft_lora::Dora,
+            peft_lora::AdaLora,
             peft_lora::Vera,
+            peft_lora::Ia3,
+            peft_lora::Hira,
+            peft_lora::Loha,
+            peft_lora::Lokr,
+            peft_lora::Miss,
+            peft_lora::Oft,
+            peft_lora::Boft,
+            peft_lora::FourierFt,
             peft_qlora::Qlora,
         }
     };
@@ -360,7 +371,18 @@ mod tests {
             Parallel,
             Prefix,
             peft_lora::Lora,
-            peft_lora::Vera
+            peft_lora::LoraFa,
+            peft_lora::Dora,
+            peft_lora::AdaLora,
+            peft_lora::Vera,
+            peft_lora::Ia3,
+            peft_lora::Hira,
+            peft_lora::Loha,
+            peft_lora::Lokr,
+            peft_lora::Miss,
+            peft_lora::Oft,
+            peft_lora::Boft,
+            peft_lora::FourierFt
         );
     }
 }
