@@ -226,7 +226,7 @@ impl Registry {
 mod tests {
     use super::*;
     use burn::tensor::{Device, Int, Tensor};
-    use models::{BertConfig, Family, Gpt2Config, Model};
+    use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
     use peft_core::contract::{self, ContractHost, Setting};
     use peft_core::{Adapted, Host, Init, Surgeon};
 
@@ -313,6 +313,19 @@ mod tests {
         Model::random_bert(config, init).unwrap()
     });
 
+    // Grouped queries, wider than the model; a tied head; a window shorter than the text, out of
+    // which a prefix falls, so that weights must be large enough for the rest of it to show.
+    host!(LlamaHost, |init| {
+        let config = serde_json::json!({
+            "model_type": "mistral", "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+            "intermediate_size": 20, "max_position_embeddings": 16, "sliding_window": 4,
+            "tie_word_embeddings": true, "initializer_range": 0.1
+        });
+        let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
+        Model::random_llama(config, init).unwrap()
+    });
+
     fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
         contract::identity_at_init::<M, H>(setting);
         contract::merge_preserves_the_output::<M, H>(setting);
@@ -348,15 +361,32 @@ mod tests {
         with_methods!(bert_contract);
     }
 
-    #[test]
-    fn adapters_keep_the_contract_over_four_bit_weights() {
-        let nf4 = peft_qlora::Nf4::default();
-        let setting = Setting {
-            device: Device::flex(),
-            storage: Some(&nf4),
+    macro_rules! llama_contract {
+        ($($method:ty),* $(,)?) => {
+            $(
+                let setting = Setting::dense(Device::flex());
+                contract_on::<$method, LlamaHost>(&setting);
+                contract::count_equals_closed_form::<$method, LlamaHost>(&setting);
+                contract::only_declared_parameters_train::<$method, LlamaHost>(&setting);
+                contract::loss_falls::<$method, LlamaHost>(&setting);
+            )*
         };
-        macro_rules! over_nf4 {
-            ($($method:ty),*) => {
+    }
+
+    #[test]
+    fn every_method_keeps_the_contract_on_llama() {
+        with_methods!(llama_contract);
+    }
+
+    #[test]
+    fn adapters_keep_the_contract_over_packed_weights() {
+        macro_rules! over {
+            ($storage:expr; $($method:ty),* $(,)?) => {
+                let storage = $storage;
+                let setting = Setting {
+                    device: Device::flex(),
+                    storage: Some(&storage),
+                };
                 $(
                     contract_on::<$method, GptHost>(&setting);
                     contract::loss_falls::<$method, GptHost>(&setting);
@@ -365,24 +395,13 @@ mod tests {
             };
         }
         use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
-        over_nf4!(
-            Houlsby,
-            Pfeiffer,
-            Parallel,
-            Prefix,
-            peft_lora::Lora,
-            peft_lora::LoraFa,
-            peft_lora::Dora,
-            peft_lora::AdaLora,
-            peft_lora::Vera,
-            peft_lora::Ia3,
-            peft_lora::Hira,
-            peft_lora::Loha,
-            peft_lora::Lokr,
-            peft_lora::Miss,
-            peft_lora::Oft,
-            peft_lora::Boft,
-            peft_lora::FourierFt
-        );
+        use peft_lora::{
+            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
+        };
+        over!(peft_qlora::Nf4::default();
+            Houlsby, Pfeiffer, Parallel, Prefix, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira,
+            Loha, Lokr, Miss, Oft, Boft, FourierFt);
+        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
     }
 }

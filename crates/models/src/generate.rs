@@ -309,7 +309,7 @@ mod tests {
         let device = Device::flex();
         let config = crate::Gpt2Config::new(64, 16, 32, 2, 2);
         let host = Model::random_gpt2(config, &mut peft_core::Init::new(3, &device)).unwrap();
-        let adapted = Adapted { host, shared: None };
+        let adapted = Adapted::plain(host);
         let generation = Generation {
             max_new_tokens: 5,
             eos,

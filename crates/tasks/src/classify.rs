@@ -199,8 +199,7 @@ impl ClassEncoder {
                     .labels
                     .index(&label)
                     .ok_or_else(|| TaskError::UnknownLabel {
-                        path: table.path.clone(),
-                        line: row.line,
+                        at: table.at(row),
                         label,
                         known: listed(self.labels.0.iter().map(String::as_str)),
                     })?;

@@ -30,6 +30,11 @@ impl<'a> Text<'a> {
         let template = environment
             .template_from_str(source)
             .map_err(|error| invalid(name, source, &error.to_string()))?;
+        if template.undeclared_variables(false).is_empty() {
+            let reason = "it uses no field of the data, so that every row would get the same \
+                          text; write a field as `{{ name }}`";
+            return Err(invalid(name, source, reason));
+        }
         Ok(Self {
             name,
             source,
@@ -53,11 +58,10 @@ impl<'a> Text<'a> {
                 Some(field) if error.kind() == ErrorKind::UndefinedError => {
                     table.missing(row, &field)
                 }
-                _ => TaskError::File {
-                    path: table.path.clone(),
-                    line: row.line,
-                    reason: invalid(self.name, self.source, &error.to_string()).to_string(),
-                },
+                _ => table.error(
+                    row,
+                    invalid(self.name, self.source, &error.to_string()).to_string(),
+                ),
             }
         })
     }
@@ -90,6 +94,12 @@ mod tests {
     fn text_is_neither_escaped_nor_trimmed() {
         let text = render(" {{ q }}\n", r#"{"q": "<b> & \"c\" "}"#);
         assert_eq!(text.unwrap(), " <b> & \"c\" \n");
+    }
+
+    #[test]
+    fn a_template_without_a_field_is_refused() {
+        let message = render("sentence", r#"{"sentence": "x"}"#).unwrap_err();
+        assert!(message.contains("uses no field of the data"), "{message}");
     }
 
     #[test]
