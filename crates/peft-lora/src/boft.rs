@@ -165,7 +165,8 @@ impl Method for Boft {
     }
 
     fn size(&self) -> Option<u64> {
-        Some(self.block_size as u64)
+        // A number of blocks was given in its place.
+        (self.block_size > 0).then_some(self.block_size as u64)
     }
 
     fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
