@@ -223,8 +223,8 @@ def decoded(packed, state, shape):
     return (state.code[codes] * scales[torch.arange(shape.numel()) // 64]).reshape(shape)
 
 
-def make_train():
-    for name in ["gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby"]:
+def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby")):
+    for name in names:
         kind, method = name.split("-")
         folder = HERE / "train" / name
         model = base(kind)
@@ -241,8 +241,10 @@ def make_train():
             write = lambda to: model.save_pretrained(to)
         else:
             targets = ["c_attn"] if kind == "gpt2" else ["query", "value"]
-            model = peft.get_peft_model(model, peft.LoraConfig(
-                **LORA, task_type=task(kind), target_modules=targets, fan_in_fan_out=kind == "gpt2"))
+            plain = lambda: peft.LoraConfig(**LORA, target_modules=targets, fan_in_fan_out=kind == "gpt2")
+            config = FAMILY.get(name, plain)()
+            config.task_type = task(kind)
+            model = peft.get_peft_model(model, config)
             write = lambda to: model.save_pretrained(to)
         trained = [p for p in model.parameters() if p.requires_grad]
         if method != "full":
@@ -284,6 +286,7 @@ def main():
     for make in (make_bases, make_peft, make_hub, make_train):
         make()
     make_peft(FAMILY)
+    make_train(("gpt2-dora", "gpt2-adalora", "gpt2-hira", "bert-boft"))
     for file in HERE.rglob("*.json"):
         # The libraries write where a base was found.
         file.write_text(file.read_text().replace(f"{HERE}/", ""))
