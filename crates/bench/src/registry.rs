@@ -20,7 +20,18 @@ macro_rules! with_methods {
             peft_adapter::Parallel,
             peft_adapter::Prefix,
             peft_lora::Lora,
+            peft_lora::LoraFa,
+            peft_lora::Dora,
+            peft_lora::AdaLora,
             peft_lora::Vera,
+            peft_lora::Ia3,
+            peft_lora::Hira,
+            peft_lora::Loha,
+            peft_lora::Lokr,
+            peft_lora::Miss,
+            peft_lora::Oft,
+            peft_lora::Boft,
+            peft_lora::FourierFt,
             peft_qlora::Qlora,
         }
     };
@@ -384,8 +395,12 @@ mod tests {
             };
         }
         use peft_adapter::{Houlsby, Parallel, Pfeiffer, Prefix};
-        use peft_lora::{Lora, Vera};
-        over!(peft_qlora::Nf4::default(); Houlsby, Pfeiffer, Parallel, Prefix, Lora, Vera);
+        use peft_lora::{
+            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
+        };
+        over!(peft_qlora::Nf4::default();
+            Houlsby, Pfeiffer, Parallel, Prefix, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira,
+            Loha, Lokr, Miss, Oft, Boft, FourierFt);
         over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
         over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
     }

@@ -141,17 +141,7 @@ fn is_read(case: &Case, adapter: &Path) -> bool {
 
 /// The parts of names of cases whose methods are not built yet.
 const LATER: &[&str] = &[
-    "adalora",
-    "boft",
-    "dora",
-    "fourierft",
-    "hira",
-    "ia3",
     "ln_tuning",
-    "loha",
-    "lokr",
-    "miss",
-    "oft",
     "p_tuning",
     "prompt_tuning",
     "compacter",

@@ -59,6 +59,39 @@ PEFT = {
     "llama-vera": lambda: peft.VeraConfig(r=6, target_modules=["q_proj", "down_proj"]),
     "llama-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
 }
+QV, LINEAR = ["query", "value"], ["query", "value", "intermediate.dense"]
+# Made after all others, so that those keep their numbers.
+FAMILY = {
+    "gpt2-dora": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True, rank_pattern={"c_fc": 2}),
+    "gpt2-ia3": lambda: peft.IA3Config(
+        target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True),
+    "gpt2-hira": lambda: peft.HiraConfig(r=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "gpt2-fourierft": lambda: peft.FourierFTConfig(n_frequency=9, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "gpt2-adalora": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=8, total_step=10, target_modules=["c_attn"], fan_in_fan_out=True),
+    "gpt2-adalora_pruned": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=1, lora_alpha=8, total_step=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "bert-dora": lambda: peft.LoraConfig(**LORA, target_modules=QV, use_dora=True, use_rslora=True),
+    "bert-ia3": lambda: peft.IA3Config(
+        target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
+    "bert-ia3_attention": lambda: peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[]),
+    "bert-loha": lambda: peft.LoHaConfig(r=2, alpha=6, target_modules=LINEAR),
+    "bert-loha_wide": lambda: peft.LoHaConfig(r=4, alpha=6, target_modules=QV),
+    "bert-lokr": lambda: peft.LoKrConfig(r=2, alpha=4, target_modules=LINEAR),
+    "bert-lokr_both": lambda: peft.LoKrConfig(r=2, alpha=4, decompose_both=True, decompose_factor=8, target_modules=LINEAR),
+    "bert-miss": lambda: peft.MissConfig(r=7, target_modules=LINEAR),
+    "bert-miss_mini": lambda: peft.MissConfig(r=4, mini_r=3, init_weights="mini", target_modules=QV),
+    "bert-miss_bat": lambda: peft.MissConfig(r=8, init_weights="bat", target_modules=LINEAR),
+    "bert-oft": lambda: peft.OFTConfig(oft_block_size=7, target_modules=QV),
+    "bert-oft_exact": lambda: peft.OFTConfig(
+        r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=["query", "output.dense"]),
+    "bert-oft_shared": lambda: peft.OFTConfig(oft_block_size=8, block_share=True, target_modules=QV),
+    "bert-boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=LINEAR),
+    "bert-boft_blocks": lambda: peft.BOFTConfig(
+        boft_block_size=0, boft_block_num=3, boft_n_butterfly_factor=2, target_modules=QV),
+    "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
+}
 HUB = {
     "bert-houlsby_with_head": lambda: adapters.DoubleSeqBnConfig(reduction_factor=4, non_linearity="gelu"),
     "bert-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
@@ -123,13 +156,29 @@ def task(name):
     return "SEQ_CLS" if name in ("bert", "roberta") else "CAUSAL_LM"
 
 
-def make_peft():
-    for name, config in PEFT.items():
+def prune(model, ids):
+    """AdaLoRA's steps, so that ranks are pruned; the last layer loses all of them."""
+    config = model.peft_config["default"]
+    for step in range(1, config.total_step + 1):
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        model.base_model.update_and_allocate(step)
+    last = list(config.rank_pattern)[-1]
+    config.rank_pattern[last] = [False] * config.init_r
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith(last)).zero_()
+    assert any(any(kept) and not all(kept) for kept in config.rank_pattern.values())
+
+
+def make_peft(cases=PEFT):
+    for name, config in cases.items():
         kind, folder = name.split("-")[0], HERE / "peft" / name
         config = config()
         config.task_type = task(kind)
         model = peft.get_peft_model(base(kind), config).eval()
         stir([p for p in model.parameters() if p.requires_grad])
+        if name.endswith("_pruned"):
+            prune(model, inputs(kind)["input_ids"])
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)
         save({"logits": logits(model, kind)}, folder / "expected.safetensors")
@@ -174,8 +223,8 @@ def decoded(packed, state, shape):
     return (state.code[codes] * scales[torch.arange(shape.numel()) // 64]).reshape(shape)
 
 
-def make_train():
-    for name in ["gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby"]:
+def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby")):
+    for name in names:
         kind, method = name.split("-")
         folder = HERE / "train" / name
         model = base(kind)
@@ -192,8 +241,10 @@ def make_train():
             write = lambda to: model.save_pretrained(to)
         else:
             targets = ["c_attn"] if kind == "gpt2" else ["query", "value"]
-            model = peft.get_peft_model(model, peft.LoraConfig(
-                **LORA, task_type=task(kind), target_modules=targets, fan_in_fan_out=kind == "gpt2"))
+            plain = lambda: peft.LoraConfig(**LORA, target_modules=targets, fan_in_fan_out=kind == "gpt2")
+            config = FAMILY.get(name, plain)()
+            config.task_type = task(kind)
+            model = peft.get_peft_model(model, config)
             write = lambda to: model.save_pretrained(to)
         trained = [p for p in model.parameters() if p.requires_grad]
         if method != "full":
@@ -234,6 +285,11 @@ def main():
         shutil.rmtree(HERE / part, ignore_errors=True)
     for make in (make_bases, make_peft, make_hub, make_train):
         make()
+    make_peft(FAMILY)
+    make_train(("gpt2-dora", "gpt2-adalora", "gpt2-hira", "bert-boft"))
+    for file in HERE.rglob("*.json"):
+        # The libraries write where a base was found.
+        file.write_text(file.read_text().replace(f"{HERE}/", ""))
 
 
 if __name__ == "__main__":
