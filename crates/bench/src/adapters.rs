@@ -7,7 +7,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use models::{Loaded, Model};
-use peft_core::{Adapted, Init};
+use peft_core::{Adapted, Init, blend};
 use serde_json::Value;
 
 use crate::adapter::{self, Opened};
@@ -19,19 +19,26 @@ use crate::trial::StorageSpec;
 /// The name of the model without an adapter.
 pub const BASE: &str = "base";
 
-/// One `--adapter` of a command line: `NAME=DIR`, or `DIR`, whose last part is the name then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One `--adapter` of a command line: `NAME=DIR`, or `DIR`, whose last part is the name then; with
+/// `=WEIGHT` behind it, one part of a weighted combination.
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterArg {
     /// What it is called.
     pub name: String,
     /// Its folder, or its name on the hub.
     pub folder: PathBuf,
+    /// Its weight in a combination.
+    pub weight: Option<f64>,
 }
 
 impl FromStr for AdapterArg {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        let (text, weight) = match weight(text) {
+            Some((rest, weight)) => (rest, Some(weight)),
+            None => (text, None),
+        };
         let pair = text.split_once('=').filter(|(name, _)| !name.contains('/'));
         let (name, folder) = match pair {
             Some((name, folder)) => (name.to_string(), PathBuf::from(folder)),
@@ -47,8 +54,20 @@ impl FromStr for AdapterArg {
             name != BASE,
             "`{BASE}` is the model without an adapter; choose another name"
         );
-        Ok(Self { name, folder })
+        Ok(Self {
+            name,
+            folder,
+            weight,
+        })
     }
+}
+
+/// Splits off a weight: a number behind the last `=`, unless a folder is called so.
+fn weight(text: &str) -> Option<(&str, f64)> {
+    let (rest, number) = text.rsplit_once('=')?;
+    let weight = number.parse().ok()?;
+    let folder = text.split_once('=').map_or(text, |(_, folder)| folder);
+    (!Path::new(text).exists() && !Path::new(folder).exists()).then_some((rest, weight))
 }
 
 fn last_part(folder: &Path) -> Result<String> {
@@ -113,7 +132,27 @@ impl Adapters {
         for arg in adapters {
             loaded.add(arg, registry)?;
         }
-        Ok(loaded)
+        match adapters.iter().any(|arg| arg.weight.is_some()) {
+            true => loaded.blended(adapters),
+            false => Ok(loaded),
+        }
+    }
+
+    /// The adapters as one, each with its weight.
+    fn blended(mut self, adapters: &[AdapterArg]) -> Result<Self> {
+        let mut parts = Vec::new();
+        for (arg, (name, adapted)) in adapters.iter().zip(self.sets.drain(..)) {
+            let weight = arg.weight.with_context(|| {
+                format!(
+                    "`{name}` has no weight; give `--adapter {name}=WEIGHT` for all or for none"
+                )
+            })?;
+            parts.push((weight, adapted));
+        }
+        let names: Vec<&str> = adapters.iter().map(|arg| arg.name.as_str()).collect();
+        let name = names.join("+");
+        self.sets = vec![(name, blend(self.base.valid(), parts)?)];
+        Ok(self)
     }
 
     /// Loads another adapter beside those there are.
@@ -121,7 +160,7 @@ impl Adapters {
     /// # Errors
     /// As [`Adapters::load`].
     pub fn add(&mut self, arg: &AdapterArg, registry: &Registry) -> Result<()> {
-        let AdapterArg { name, folder } = arg;
+        let AdapterArg { name, folder, .. } = arg;
         ensure!(
             self.names().all(|known| known != name),
             "two adapters are called `{name}`; give NAME=DIR"
@@ -198,15 +237,28 @@ mod tests {
     use super::*;
 
     fn arg(text: &str) -> (String, PathBuf) {
-        let AdapterArg { name, folder } = text.parse().unwrap();
+        let AdapterArg { name, folder, .. } = text.parse().unwrap();
         (name, folder)
+    }
+
+    #[test]
+    fn a_number_behind_the_folder_is_a_weight() {
+        let weight = |text: &str| text.parse::<AdapterArg>().unwrap().weight;
+        assert_eq!(weight("out/cook=0.7"), Some(0.7));
+        assert_eq!(weight("a=out/cook=-1"), Some(-1.0));
+        assert_eq!(weight("a=out/cook"), None);
+        assert_eq!(arg("a=out/cook=0.3"), ("a".into(), "out/cook".into()));
+        let folder = tempfile::tempdir().unwrap();
+        let named = folder.path().join("rate=0.1");
+        std::fs::create_dir(&named).unwrap();
+        assert_eq!(weight(named.to_str().unwrap()), None);
     }
 
     #[test]
     fn an_adapter_without_a_name_is_called_as_its_folder() {
         assert_eq!(arg("out/cook"), ("cook".into(), "out/cook".into()));
         assert_eq!(arg("out/lr=3/"), ("lr=3".into(), "out/lr=3/".into()));
-        assert_eq!(arg("a=out/lr=3"), ("a".into(), "out/lr=3".into()));
+        assert_eq!(arg("a=out/lr=3/"), ("a".into(), "out/lr=3/".into()));
         let hub = "hf://org/cook@main";
         assert_eq!(arg(hub), ("cook".into(), hub.into()));
         assert_eq!(arg(&format!("b={hub}")), ("b".into(), hub.into()));

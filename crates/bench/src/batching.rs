@@ -71,14 +71,16 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
     };
     let (mut places, mut next, mut classes) = (Vec::new(), Vec::new(), Vec::new());
     for (row, example) in examples.iter().enumerate() {
-        match example.target {
-            Target::Class(class) => classes.push(class as i64),
-            Target::Completion(start) => {
-                for index in start.max(1)..example.ids.len() {
-                    places.push((row * length + index - 1) as i64);
-                    next.push(i64::from(example.ids[index]));
-                }
+        let mut learn = |part: std::ops::Range<usize>| {
+            for index in part.start.max(1)..part.end {
+                places.push((row * length + index - 1) as i64);
+                next.push(i64::from(example.ids[index]));
             }
+        };
+        match &example.target {
+            Target::Class(class) => classes.push(*class as i64),
+            Target::Completion(start) => learn(*start..example.ids.len()),
+            Target::Parts { learned, .. } => learned.iter().cloned().for_each(learn),
         }
     }
     let targets = if classes.is_empty() {
@@ -116,6 +118,43 @@ mod tests {
             expected: String::new(),
         };
         (0..100).map(example).collect()
+    }
+
+    #[test]
+    fn only_the_parts_that_are_learned_have_targets() {
+        let device = Device::flex();
+        let mut init = peft_core::Init::new(0, &device);
+        let shape = models::Gpt2Config::new(64, 16, 32, 2, 2);
+        let model = Model::random_gpt2(shape, &mut init).unwrap();
+        let example = |target| Example {
+            ids: (10..18).collect(),
+            target,
+            input: String::new(),
+            expected: String::new(),
+        };
+        let chat = example(Target::Parts {
+            learned: vec![2..4, 7..8],
+            answer: 7,
+        });
+        let plain = example(Target::Completion(6));
+        let Targets::Tokens {
+            places,
+            next,
+            count,
+        } = collate(&[&chat, &plain], &model, &device).targets
+        else {
+            panic!("tokens are to be learnt")
+        };
+        let ints = |tensor: Tensor<1, Int>| -> Vec<i64> {
+            tensor.into_data().convert::<i64>().try_to_vec().unwrap()
+        };
+        assert_eq!(count, 5);
+        assert_eq!(
+            ints(places),
+            [1, 2, 6, 8 + 5, 8 + 6],
+            "the place before each"
+        );
+        assert_eq!(ints(next), [12, 13, 17, 16, 17]);
     }
 
     #[test]

@@ -39,7 +39,7 @@ enum Verb {
     Evaluate(verbs::evaluate::Evaluate),
     /// Continue a prompt.
     #[command(
-        after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart \\\n    --prompt 'User likes cooking videos' --max-new-tokens 40"
+        after_help = "Example:\n  peft-bench generate --model experiments/base/quickstart --adapter out/my-adapter \\\n    --prompt 'User likes cooking videos.' --max-new-tokens 40"
     )]
     Generate(verbs::generate::Generate),
     /// Talk to a language model on standard input; /help lists the commands.
@@ -80,6 +80,11 @@ enum Verb {
     /// List the methods, with paper, seam and parameter formula.
     #[command(after_help = "Example:\n  peft-bench methods --kind lora")]
     Methods(verbs::methods::Methods),
+    /// Pack a model's linear layers to 4 or 8 bits, as a folder that bitsandbytes reads too.
+    #[command(
+        after_help = "Example:\n  peft-bench quantize --model DIR --storage nf4 --double-quant --out DIR-nf4"
+    )]
+    Quantize(verbs::quantize::Quantize),
     /// Pretrain a small GPT-2 on the quickstart's corpus.
     #[command(after_help = "Example:\n  peft-bench pretrain --out experiments/base/quickstart")]
     Pretrain(verbs::pretrain::Pretrain),
@@ -172,6 +177,26 @@ impl StudyFile {
     }
 }
 
+/// Refuses a folder that holds something already: nothing is written over.
+///
+/// # Errors
+/// If it is no folder, or not empty.
+pub(crate) fn check_free(out: &std::path::Path) -> Result<()> {
+    let held = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => {
+            return Err(anyhow::Error::new(error).context(format!("`--out {}`", out.display())));
+        }
+    };
+    anyhow::ensure!(
+        !held,
+        "`{}` is not empty; give another `--out`, or remove it first",
+        out.display()
+    );
+    Ok(())
+}
+
 /// Splits NAME=VALUE.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').ok_or("expected NAME=VALUE")?;
@@ -197,6 +222,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Verb::Params(args) => args.run(registry),
         Verb::Speed(args) => args.run(registry),
         Verb::Methods(args) => args.run(registry),
+        Verb::Quantize(args) => args.run(),
         Verb::Pretrain(args) => args.run(),
         Verb::RunTrial(args) => args.run(registry),
     };
@@ -205,7 +231,7 @@ pub fn run(registry: &Registry) -> ExitCode {
 
 fn code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", crate::error::told(&error));
         ExitCode::FAILURE
     })
 }
@@ -229,6 +255,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_folder_that_holds_something_is_not_written_into() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_free(folder.path()).is_ok());
+        assert!(check_free(&folder.path().join("new")).is_ok());
+        std::fs::write(folder.path().join("kept.txt"), "x").unwrap();
+        let error = check_free(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is not empty"), "{error}");
     }
 
     #[test]

@@ -1,21 +1,24 @@
 //! A task's examples, tokenised.
 
+mod encode;
+
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use models::Model;
+use anyhow::{Context, Result};
 use report::record::DataInfo;
-use serde_json::Value;
-use tasks::classify::{ClassConfig, ClassEncoder};
-use tasks::lm::{LmConfig, LmEncoder, LmExample};
-use tasks::read::{Table, parse, read};
+use tasks::chat_template::ChatTemplate;
+use tasks::layout::Layout;
+use tasks::read::{Table, parse, read, sha256};
 use tasks::scenario::Scenario;
 use tasks::split::{Example as _, Splits, subsample};
 use tokenizers::Tokenizer;
 
 use crate::source;
 use crate::study::{DataSource, Limit, Task};
+
+use encode::{Encoded, encode};
 
 /// One example as the model takes it.
 #[derive(Clone, Debug)]
@@ -31,10 +34,17 @@ pub struct Example {
 }
 
 /// What is to be learnt of an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The tokens from this index on.
+    /// The tokens from this index on, which are also the answer.
     Completion(usize),
+    /// Several parts: the assistant's turns of a chat, or the prompt as well.
+    Parts {
+        /// The parts, in order; none starts at 0.
+        learned: Vec<Range<usize>>,
+        /// Where the (last) answer starts.
+        answer: usize,
+    },
     /// A class.
     Class(usize),
 }
@@ -45,8 +55,10 @@ pub struct Data {
     pub splits: Splits<Example>,
     /// Names of the classes; empty for completions.
     pub labels: Vec<String>,
-    /// The token that ends a text.
+    /// The token that ends an answer.
     pub eos: Option<u32>,
+    /// The text that ends an answer, where it is no token of its own.
+    pub stop: Option<String>,
     /// Fingerprints for the record.
     pub info: BTreeMap<String, DataInfo>,
     /// Things a reader of the results should know.
@@ -133,123 +145,12 @@ impl Tables {
     }
 }
 
-/// Tokenises the rows for a model.
-///
-/// # Errors
-/// If a row lacks a field or has an unknown label, or the examples do not fit the model.
-pub fn encode(
-    tables: &Tables,
-    task: &Task,
-    model: &Model,
-    config: &Value,
-    tokenizer: &Tokenizer,
-) -> Result<Data> {
-    let (examples, labels, eos, max_length, limit) = match task {
-        Task::Completion {
-            prompt,
-            completion,
-            max_length,
-            max_new_tokens,
-            overlong,
-            limit,
-            ..
-        } => {
-            ensure!(
-                model.is_causal(),
-                "a completion task needs a language model"
-            );
-            let eos = source::eos(config, tokenizer)?;
-            let lm = LmConfig {
-                prompt: prompt.clone(),
-                completion: completion.clone(),
-                max_length: *max_length,
-                overlong: *overlong,
-            };
-            let examples = completions(&LmEncoder::new(lm, tokenizer, eos)?, tables)?;
-            (
-                examples,
-                Vec::new(),
-                Some(eos),
-                max_length + max_new_tokens,
-                limit,
-            )
-        }
-        Task::Classification {
-            text,
-            pair,
-            label,
-            labels,
-            max_length,
-            limit,
-            ..
-        } => {
-            ensure!(
-                !model.is_causal(),
-                "a classification task needs a model of the BERT family"
-            );
-            let class = ClassConfig {
-                text: text.clone(),
-                pair: pair.clone(),
-                label: label.clone(),
-                labels: labels.clone(),
-                max_length: *max_length,
-            };
-            let encoder = ClassEncoder::new(class, tokenizer, &tables.splits[0].1)?;
-            let names = encoder.labels().names().to_vec();
-            (classes(&encoder, tables)?, names, None, *max_length, limit)
-        }
-    };
-    let limit_of_model = model.max_length();
-    ensure!(
-        max_length <= limit_of_model,
-        "examples of up to {max_length} tokens do not fit the model's {limit_of_model} positions; \
-         lower `max_length` (or `max_new_tokens`)"
-    );
-    Ok(assemble(examples, tables, labels, eos, limit))
-}
-
-fn completions(encoder: &LmEncoder, tables: &Tables) -> Result<Vec<Vec<Example>>> {
-    let example = |e: LmExample| Example {
-        target: Target::Completion(e.completion_start),
-        ids: e.ids,
-        input: e.prompt_text,
-        expected: e.completion_text,
-    };
-    let split = |(_, table): &(_, Table)| {
-        Ok(encoder
-            .encode(table)?
-            .examples
-            .into_iter()
-            .map(example)
-            .collect())
-    };
-    tables.splits.iter().map(split).collect()
-}
-
-fn classes(encoder: &ClassEncoder, tables: &Tables) -> Result<Vec<Vec<Example>>> {
-    let split = |(_, table): &(_, Table)| {
-        let examples = encoder.encode(table)?.into_iter().map(|e| Example {
-            target: Target::Class(e.label),
-            expected: encoder.labels().names()[e.label].clone(),
-            ids: e.ids,
-            input: e.text,
-        });
-        Ok(examples.collect())
-    };
-    tables.splits.iter().map(split).collect()
-}
-
-fn assemble(
-    examples: Vec<Vec<Example>>,
-    tables: &Tables,
-    labels: Vec<String>,
-    eos: Option<u32>,
-    limit: &Limit,
-) -> Data {
+fn assemble(encoded: Encoded, tables: &Tables, limit: &Limit) -> Data {
     // The same draw for every trial: seeds vary training, not the question.
     const DRAW: u64 = 0;
     let limits = [limit.train, limit.dev, limit.test];
-    let mut parts = examples
+    let mut parts = encoded
+        .examples
         .into_iter()
         .zip(limits)
         .map(|(e, limit)| subsample(e, limit, DRAW));
@@ -275,19 +176,53 @@ fn assemble(
         });
     let info = info.collect();
     let twice = splits.duplicates();
-    let warnings = (!twice.is_empty()).then(|| {
-        format!(
-            "{} inputs of dev and {} of test also stand in train, {} of test in dev",
-            twice.dev_in_train, twice.test_in_train, twice.test_in_dev
-        )
+    let repeated = (!twice.is_empty()).then(|| {
+        let places = [
+            (twice.dev_in_train, "of dev also stand in train"),
+            (twice.test_in_train, "of test also stand in train"),
+            (twice.test_in_dev, "of test also stand in dev"),
+        ];
+        let said = places.iter().filter(|(count, _)| *count > 0);
+        let said: Vec<_> = said
+            .map(|(count, place)| format!("{count} inputs {place}"))
+            .collect();
+        said.join(", ")
     });
     Data {
         splits,
-        labels,
-        eos,
+        labels: encoded.labels,
+        eos: encoded.eos,
+        stop: encoded.stop,
         info,
-        warnings: warnings.into_iter().collect(),
+        warnings: encoded.warnings.into_iter().chain(repeated).collect(),
     }
+}
+
+/// The template that writes a task's chats, if they are chats: the study's, else the model's.
+fn chat_template(task: &Task, folder: &Path) -> Result<Option<ChatTemplate>> {
+    let Task::Completion {
+        format,
+        chat_template,
+        ..
+    } = task
+    else {
+        return Ok(None);
+    };
+    let chosen = format.filter(|format| format.is_chat());
+    let template = chosen.map(|_: Layout| match chat_template {
+        Some(choice) => ChatTemplate::chosen(choice, folder),
+        None => ChatTemplate::of_folder(folder),
+    });
+    Ok(template.transpose()?)
+}
+
+/// SHA-256 of the template that writes a task's chats, as that decides what is learned.
+///
+/// # Errors
+/// If the task's rows are chats and there is no usable template.
+pub fn chat_fingerprint(task: &Task, folder: &Path) -> Result<Option<String>> {
+    let template = chat_template(task, folder)?;
+    Ok(template.map(|template| sha256(template.source().as_bytes())))
 }
 
 /// Everything a trial needs of its task.
@@ -303,7 +238,8 @@ pub struct Prepared {
 /// Everything a trial needs of its task, read from the model's folder and the data.
 ///
 /// # Errors
-/// As [`tables`] and [`encode`].
+/// If the data or the model cannot be read, or a row is not what the task asks for; the error
+/// names file and line.
 pub fn prepare(
     task: &Task,
     folder: &Path,
@@ -317,7 +253,17 @@ pub fn prepare(
     let loaded = source::load(folder, classes, &mut init)
         .with_context(|| format!("cannot load the base model `{}`", folder.display()))?;
     let tokenizer = source::tokenizer(folder, &loaded.model)?;
-    let data = encode(&tables, task, &loaded.model, &loaded.config, &tokenizer)?;
+    let chat = chat_template(task, folder)?;
+    let encoded = encode(
+        &tables,
+        task,
+        &loaded.model,
+        source::eos(&loaded.config, &tokenizer),
+        &tokenizer,
+        chat,
+    )?;
+    let (Task::Completion { limit, .. } | Task::Classification { limit, .. }) = task;
+    let data = assemble(encoded, &tables, limit);
     if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
         anyhow::bail!("the example `{}` has no tokens", example.input());
     }

@@ -1,6 +1,5 @@
 //! Where a trial was run, for its record.
 
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use report::record::Environment;
@@ -9,7 +8,7 @@ use report::record::Environment;
 pub fn describe(device: &str) -> Environment {
     Environment {
         version: env!("CARGO_PKG_VERSION").into(),
-        commit: commit(),
+        commit: env!("PEFT_COMMIT").into(),
         burn: "0.22.1".into(),
         rustc: env!("PEFT_RUSTC").into(),
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -17,22 +16,6 @@ pub fn describe(device: &str) -> Environment {
         device: device.into(),
         threads: rayon::current_num_threads(),
         started: now(),
-    }
-}
-
-/// The commit of the folder the program runs in, `-dirty` with local changes.
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_string();
-        output.status.success().then_some(text)
-    };
-    let Some(head) = git(&["rev-parse", "--short=12", "HEAD"]) else {
-        return String::new();
-    };
-    match git(&["status", "--porcelain", "--untracked-files=no"]) {
-        Some(changes) if changes.is_empty() => head,
-        _ => format!("{head}-dirty"),
     }
 }
 

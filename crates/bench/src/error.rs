@@ -53,6 +53,22 @@ pub(crate) fn with_suggestion(message: &str) -> String {
     }
 }
 
+/// An error with its causes, each said once: many say their cause themselves.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += &cause;
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +82,16 @@ mod tests {
     #[test]
     fn other_messages_stay_as_they_are() {
         assert_eq!(with_suggestion("missing `rank`"), "missing `rank`");
+    }
+
+    #[test]
+    fn a_cause_that_the_error_says_itself_is_not_said_again() {
+        let cause = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
+        let error = anyhow::Error::new(peft_core::CoreError::io("a.txt", cause));
+        let error = error.context("cannot start");
+        assert_eq!(
+            told(&error),
+            "cannot start: cannot access `a.txt`: no such file"
+        );
     }
 }

@@ -146,7 +146,8 @@ impl Evaluator<'_> {
             let prompts: Vec<&[u32]> = indices.iter().map(|i| prompt(&examples[*i])).collect();
             let texts = generate(model, &prompts, &generation, &self.device);
             for (index, tokens) in indices.into_iter().zip(texts) {
-                answers[index] = self.tokenizer.decode(&tokens, true).unwrap_or_default();
+                let text = self.tokenizer.decode(&tokens, true).unwrap_or_default();
+                answers[index] = until(text, self.data.stop.as_deref());
             }
         }
         answers
@@ -189,10 +190,18 @@ impl Evaluator<'_> {
     }
 }
 
+/// The text before the mark that ends an answer.
+fn until(mut text: String, stop: Option<&str>) -> String {
+    if let Some(end) = stop.and_then(|stop| text.find(stop)) {
+        text.truncate(end);
+    }
+    text
+}
+
 /// The tokens of an example before its completion.
 fn prompt(example: &Example) -> &[u32] {
     match example.target {
-        Target::Completion(start) => &example.ids[..start],
+        Target::Completion(start) | Target::Parts { answer: start, .. } => &example.ids[..start],
         Target::Class(_) => &example.ids,
     }
 }
@@ -200,7 +209,9 @@ fn prompt(example: &Example) -> &[u32] {
 fn class(example: &Example) -> usize {
     match example.target {
         Target::Class(class) => class,
-        Target::Completion(_) => unreachable!("a classification task has classes"),
+        Target::Completion(_) | Target::Parts { .. } => {
+            unreachable!("a classification task has classes")
+        }
     }
 }
 
@@ -222,6 +233,14 @@ mod tests {
     #[test]
     fn cross_entropy_of_equal_logits_is_the_log_of_the_number_of_classes() {
         assert!((cross_entropy(&[3.0, 3.0], 1) - 2f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_answer_ends_where_its_mark_starts() {
+        let text = || "Yes<|im_end|>\nno".to_string();
+        assert_eq!(until(text(), Some("<|im_end|>")), "Yes");
+        assert_eq!(until(text(), Some("</s>")), text());
+        assert_eq!(until(text(), None), text());
     }
 
     #[test]

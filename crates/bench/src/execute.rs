@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
 use crate::trial::Trial;
-use crate::{adapter, environment, memory};
+use crate::{adapter, environment, memory, source};
 
 /// Runs trials; a sweep does not care how.
 pub trait Executor {
@@ -84,7 +84,9 @@ fn died(trial: &Trial, registry: &Registry, status: std::process::ExitStatus) ->
     // The kernel's out-of-memory killer sends signal 9; an allocation that fails aborts (6).
     let status = match status.signal() {
         Some(signal @ (6 | 9)) => Status::Oom {
-            reason: format!("the process was killed by signal {signal}"),
+            reason: format!(
+                "the process was ended by signal {signal}: out of memory, or killed by hand"
+            ),
         },
         _ => Status::Failed {
             reason: format!("the process ended early: {status}"),
@@ -123,7 +125,7 @@ pub fn run_to_record(
     let attempt = || run(trial, registry, None, progress);
     let reason = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)) {
         Ok(Ok(record)) => return Ok(record),
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => crate::error::told(&error),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -170,11 +172,16 @@ pub fn run(
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();
+    let packing = source::packing(&loaded.model);
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
     check_positions(&data, &model)?;
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
+    if let Some(packing) = packing {
+        // The study need not say how its base is stored: the folder does.
+        record.trial.storage = packing;
+    }
     record.data = data.info.clone();
     record.warnings = data.warnings.clone();
     record.budget = budget(&model, &base);
@@ -186,6 +193,7 @@ pub fn run(
         optimizer: 2 * trained,
         ..predicted
     };
+    memory::restart_peak();
     match train(
         model,
         &trial.train,
@@ -208,7 +216,7 @@ fn status(stopped: Stopped) -> Status {
         Stopped::Diverged { .. } => Status::Diverged { reason },
         Stopped::Timeout { .. } => Status::Timeout { reason },
         Stopped::Other(error) => Status::Failed {
-            reason: format!("{error:#}"),
+            reason: crate::error::told(&error),
         },
     }
 }

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod pretrain;
 pub mod process;
 pub mod progress;
+pub mod quantize;
 pub mod registry;
 pub mod schedule;
 pub mod source;

@@ -64,6 +64,7 @@ pub fn pretrain(
         },
         labels: Vec::new(),
         eos: Some(eos),
+        stop: None,
         info: Default::default(),
         warnings: Vec::new(),
     };
@@ -124,6 +125,9 @@ fn task(plan: &Pretraining) -> Task {
         data: DataSource::Scenario(source),
         prompt: String::new(),
         completion: String::new(),
+        format: None,
+        chat_template: None,
+        loss_on: Default::default(),
         max_length: plan.positions,
         max_new_tokens: 1,
         metric: tasks::metric::Metric::Perplexity,

@@ -28,7 +28,18 @@ macro_rules! with_methods {
             peft_adapter::LnTuning,
             peft_adapter::TopLayers,
             peft_lora::Lora,
+            peft_lora::LoraFa,
+            peft_lora::Dora,
+            peft_lora::AdaLora,
             peft_lora::Vera,
+            peft_lora::Ia3,
+            peft_lora::Hira,
+            peft_lora::Loha,
+            peft_lora::Lokr,
+            peft_lora::Miss,
+            peft_lora::Oft,
+            peft_lora::Boft,
+            peft_lora::FourierFt,
             peft_qlora::Qlora,
         }
     };
@@ -223,7 +234,7 @@ impl Registry {
 mod tests {
     use super::*;
     use burn::tensor::{Device, Int, Tensor};
-    use models::{BertConfig, Family, Gpt2Config, Model};
+    use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
     use peft_core::contract::{self, ContractHost, Setting};
     use peft_core::{Adapted, Host, Init, Surgeon};
 
@@ -310,6 +321,19 @@ mod tests {
         Model::random_bert(config, init).unwrap()
     });
 
+    // Grouped queries, wider than the model; a tied head; a window shorter than the text, out of
+    // which a prefix falls, so that weights must be large enough for the rest of it to show.
+    host!(LlamaHost, |init| {
+        let config = serde_json::json!({
+            "model_type": "mistral", "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+            "intermediate_size": 20, "max_position_embeddings": 16, "sliding_window": 4,
+            "tie_word_embeddings": true, "initializer_range": 0.1
+        });
+        let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
+        Model::random_llama(config, init).unwrap()
+    });
+
     fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
         contract::identity_at_init::<M, H>(setting);
         contract::merge_preserves_the_output::<M, H>(setting);
@@ -345,15 +369,40 @@ mod tests {
         with_methods!(bert_contract);
     }
 
-    #[test]
-    fn adapters_keep_the_contract_over_four_bit_weights() {
-        let nf4 = peft_qlora::Nf4::default();
-        let setting = Setting {
-            device: Device::flex(),
-            storage: Some(&nf4),
+    /// The contract on a model without biases.
+    fn llama_contract_of<M: MethodConfig>(setting: &Setting<'_>) {
+        if M::INFO.kind == "bitfit" {
+            let geometry = LlamaHost::build(&mut Init::new(0, &setting.device)).geometry();
+            let error = M::examples()[0].check(&geometry).unwrap_err().to_string();
+            assert!(error.contains("layers with biases"), "{error}");
+            return;
+        }
+        contract_on::<M, LlamaHost>(setting);
+        contract::count_equals_closed_form::<M, LlamaHost>(setting);
+        contract::only_declared_parameters_train::<M, LlamaHost>(setting);
+        contract::loss_falls::<M, LlamaHost>(setting);
+    }
+
+    macro_rules! llama_contract {
+        ($($method:ty),* $(,)?) => {
+            $(llama_contract_of::<$method>(&Setting::dense(Device::flex()));)*
         };
-        macro_rules! over_nf4 {
-            ($($method:ty),*) => {
+    }
+
+    #[test]
+    fn every_method_keeps_the_contract_on_llama() {
+        with_methods!(llama_contract);
+    }
+
+    #[test]
+    fn adapters_keep_the_contract_over_packed_weights() {
+        macro_rules! over {
+            ($storage:expr; $($method:ty),* $(,)?) => {
+                let storage = $storage;
+                let setting = Setting {
+                    device: Device::flex(),
+                    storage: Some(&storage),
+                };
                 $(
                     contract_on::<$method, GptHost>(&setting);
                     contract::loss_falls::<$method, GptHost>(&setting);
@@ -365,20 +414,14 @@ mod tests {
             BitFit, Compacter, CompacterPlus, Houlsby, LnTuning, LoReft, PTuning, Parallel,
             Pfeiffer, Prefix, PromptTuning,
         };
-        over_nf4!(
-            Houlsby,
-            Pfeiffer,
-            Parallel,
-            Compacter,
-            CompacterPlus,
-            Prefix,
-            PromptTuning,
-            PTuning,
-            LoReft,
-            BitFit,
-            LnTuning,
-            peft_lora::Lora,
-            peft_lora::Vera
-        );
+        use peft_lora::{
+            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
+        };
+        over!(peft_qlora::Nf4::default();
+            Houlsby, Pfeiffer, Parallel, Compacter, CompacterPlus, Prefix, PromptTuning, PTuning,
+            LoReft, BitFit, LnTuning, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira, Loha, Lokr,
+            Miss, Oft, Boft, FourierFt);
+        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
     }
 }

@@ -4,14 +4,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use models::{Gpt2Config, Loaded, Model};
-use peft_core::Init;
+use peft_core::{Host, Init, Proj, Site, Surgeon};
+use peft_qlora::BitsAndBytes;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::hub::{Hub, Kind, RepoId, Snapshot};
 
 /// Shapes by name, for counting and timing without a checkpoint.
-pub const SHAPES: &[&str] = &["distilgpt2", "gpt2", "bert-base", "distilbert", "minilm"];
+pub const SHAPES: &[&str] = &[
+    "distilgpt2",
+    "gpt2",
+    "tinyllama",
+    "qwen2-0.5b",
+    "bert-base",
+    "distilbert",
+    "minilm",
+];
 
 /// A model of random weights of a named shape.
 ///
@@ -27,10 +36,28 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
         });
         models::BertConfig::from_json(family, &json, Path::new(name))
     };
+    let decoder = |json| models::LlamaConfig::from_json(&json, Path::new(name));
     use models::Family::{Bert, Distilbert};
     Ok(match name {
         "distilgpt2" => Model::random_gpt2(Gpt2Config::distilgpt2(), init)?,
         "gpt2" => Model::random_gpt2(Gpt2Config::gpt2(), init)?,
+        "tinyllama" => {
+            let config = decoder(serde_json::json!({
+                "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
+                "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+                "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5
+            }))?;
+            Model::random_llama(config, init)?
+        }
+        "qwen2-0.5b" => {
+            let config = decoder(serde_json::json!({
+                "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896,
+                "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+                "num_key_value_heads": 2, "max_position_embeddings": 131_072, "rope_theta": 1e6,
+                "tie_word_embeddings": true
+            }))?;
+            Model::random_llama(config, init)?
+        }
         "bert-base" => Model::random_bert(bert(Bert, 12, 768, 12, 3072)?, init)?,
         "distilbert" => Model::random_bert(bert(Distilbert, 6, 768, 12, 3072)?, init)?,
         "minilm" => Model::random_bert(bert(Bert, 6, 384, 12, 1536)?, init)?,
@@ -97,7 +124,7 @@ pub fn pinned(model: &Path, quiet: bool) -> Result<PathBuf> {
     Ok(PathBuf::from(id.to_string()))
 }
 
-/// Reads a model folder, or one of the hub.
+/// Reads a model folder, or one of the hub; linear layers that bitsandbytes packed stay packed.
 ///
 /// # Errors
 /// If it is no Hugging Face model folder, or its tensors do not fit.
@@ -109,7 +136,21 @@ pub fn load(path: &Path, classes: Option<usize>, init: &mut Init) -> Result<Load
          or a name of the hub (`hf://organisation/name`)",
         folder.display()
     );
-    Ok(models::load(&folder, classes, init)?)
+    Ok(models::load_with(&folder, classes, init, &BitsAndBytes)?)
+}
+
+/// How the linear layers of a model are packed, none where they are dense.
+pub fn packing(model: &Model) -> Option<String> {
+    struct Find(Option<String>);
+    impl Surgeon for Find {
+        fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+            self.0 = self.0.take().or_else(|| base.packing());
+            base
+        }
+    }
+    let mut find = Find(None);
+    model.clone().rebuild(&mut find);
+    find.0
 }
 
 /// Reads a folder's `tokenizer.json`.

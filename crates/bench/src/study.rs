@@ -1,16 +1,18 @@
 //! Study files: the question, and what differs from the defaults.
 
+mod task;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tasks::metric::Metric;
-use tasks::read::ReadOptions;
-use tasks::scenario::ScenarioConfig;
+use tasks::chat_template::ChatTemplate;
 
 use crate::error::{BenchError, with_suggestion};
 use crate::hub::RepoId;
 use crate::schedule::Decay;
+
+pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
 
 /// A study as its file states it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,127 +42,6 @@ pub struct Study {
 
 fn default_seeds() -> Vec<u64> {
     vec![1, 2, 3]
-}
-
-/// What the model is to learn.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Task {
-    /// Continue a prompt; the loss is on the completion only.
-    Completion {
-        /// Where the rows come from.
-        data: DataSource,
-        /// Template of the prompt over a row's fields.
-        #[serde(default = "default_prompt")]
-        prompt: String,
-        /// Template of the completion.
-        #[serde(default = "default_completion")]
-        completion: String,
-        /// Most tokens of an example.
-        max_length: usize,
-        /// Most tokens of a generated answer.
-        max_new_tokens: usize,
-        /// What the study ranks by.
-        metric: Metric,
-        /// What to do with completions that do not fit.
-        #[serde(default)]
-        overlong: tasks::lm::Overlong,
-        /// Most examples of each split.
-        #[serde(default)]
-        limit: Limit,
-    },
-    /// Put a text into one of several classes.
-    Classification {
-        /// Where the rows come from.
-        data: DataSource,
-        /// Template of the text over a row's fields.
-        text: String,
-        /// Template of a second text, for pairs.
-        #[serde(default)]
-        pair: Option<String>,
-        /// Field of the label.
-        label: String,
-        /// The labels in the order of their classes; collected from train where not given.
-        #[serde(default)]
-        labels: Option<Vec<String>>,
-        /// Most tokens of an example.
-        max_length: usize,
-        /// What the study ranks by.
-        metric: Metric,
-        /// Most examples of each split.
-        #[serde(default)]
-        limit: Limit,
-    },
-}
-
-fn default_prompt() -> String {
-    "{{ prompt }}".into()
-}
-fn default_completion() -> String {
-    "{{ completion }}".into()
-}
-
-impl Task {
-    /// What the study ranks by.
-    pub fn metric(&self) -> Metric {
-        match self {
-            Task::Completion { metric, .. } | Task::Classification { metric, .. } => *metric,
-        }
-    }
-
-    fn data_mut(&mut self) -> &mut DataSource {
-        match self {
-            Task::Completion { data, .. } | Task::Classification { data, .. } => data,
-        }
-    }
-}
-
-/// Most examples of each split; all where not given.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limit {
-    /// Of train.
-    pub train: Option<usize>,
-    /// Of dev.
-    pub dev: Option<usize>,
-    /// Of test.
-    pub test: Option<usize>,
-}
-
-/// Where rows come from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum DataSource {
-    /// The generated video-recommendation scenario.
-    Scenario(ScenarioSource),
-    /// Files, relative to the study file; may hold `${VARIABLES}`.
-    Files(Files),
-}
-
-/// A generated scenario.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScenarioSource {
-    /// Seed of the scenario.
-    pub scenario: u64,
-    /// Its sizes.
-    #[serde(default)]
-    pub sizes: ScenarioConfig,
-}
-
-/// One file a split.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Files {
-    /// To learn from.
-    pub train: String,
-    /// To choose by.
-    pub dev: String,
-    /// To report on.
-    pub test: String,
-    /// How to read them, where names and first lines do not tell.
-    #[serde(default)]
-    pub read: ReadOptions,
 }
 
 /// Training settings.
@@ -240,7 +121,7 @@ pub struct MethodRow {
     /// Name for plots; the method's own where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// How the frozen weights are stored: `f32` or `nf4`.
+    /// How the frozen weights are stored: `f32`, `nf4`, `fp4` or `int8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<String>,
     /// Learning rates in place of the study's.
@@ -268,6 +149,7 @@ impl Study {
         let mut study: Study =
             toml::from_str(&text).map_err(|e| error(with_suggestion(&e.to_string())))?;
         study.check().map_err(error)?;
+        study.task.check().map_err(error)?;
         let folder = file.parent().unwrap_or(Path::new(""));
         let resolve = |path: &mut String| -> Result<(), BenchError> {
             let filled = fill(path, variables)?;
@@ -285,6 +167,14 @@ impl Study {
                 resolve(path)?;
             }
         }
+        if let Task::Completion {
+            chat_template: Some(choice),
+            ..
+        } = &mut study.task
+            && ChatTemplate::builtins().all(|name| name != choice)
+        {
+            resolve(choice)?;
+        }
         Ok(study)
     }
 
@@ -299,6 +189,13 @@ impl Study {
     }
 
     fn check(&self) -> Result<(), String> {
+        let in_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.starts_with('.') || self.name.is_empty() || !self.name.chars().all(in_name) {
+            return Err(format!(
+                "`name` is `{}`, expected letters, digits, `-`, `_` and `.`: it names a folder",
+                self.name
+            ));
+        }
         let train = &self.train;
         let positive = [
             ("train.epochs", train.epochs),
@@ -352,82 +249,4 @@ fn fill(text: &str, variables: &BTreeMap<String, String>) -> Result<PathBuf, Ben
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STUDY: &str = r#"
-        name = "s"
-        question = "?"
-        model = "${BASE}/model"
-        [task]
-        kind = "classification"
-        data = { train = "a.tsv", dev = "b.tsv", test = "c.tsv" }
-        text = "{{ sentence }}"
-        label = "label"
-        max_length = 48
-        metric = "accuracy"
-        [[method]]
-        kind = "lora"
-        rank = [1, 8]
-    "#;
-
-    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Study, BenchError> {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("study.toml");
-        std::fs::write(&file, text).unwrap();
-        let pairs = variables
-            .iter()
-            .map(|(k, v)| (k.to_string(), v.to_string()));
-        Study::load(&file, &pairs.collect())
-    }
-
-    #[test]
-    fn variables_are_filled_in_and_paths_start_at_the_file() {
-        let study = load(STUDY, &[("BASE", "/models")]).unwrap();
-        assert_eq!(study.model, "/models/model");
-        let Task::Classification {
-            data: DataSource::Files(files),
-            ..
-        } = study.task
-        else {
-            panic!()
-        };
-        assert!(files.train.ends_with("a.tsv") && files.train.len() > 5);
-    }
-
-    #[test]
-    fn a_name_of_the_hub_stays_one_and_is_checked() {
-        let study = load(STUDY, &[("BASE", "hf://org")]).unwrap();
-        assert_eq!(study.model, "hf://org/model@main");
-        let error = load(STUDY, &[("BASE", "hf://..")]).unwrap_err().to_string();
-        assert!(
-            error.contains("study.toml") && error.contains("no name of the hub"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_variable_without_value_is_an_error_that_says_how_to_give_it() {
-        let error = load(&STUDY.replace("BASE", "NO_SUCH_VAR"), &[])
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("--var NO_SUCH_VAR="), "{error}");
-    }
-
-    #[test]
-    fn a_misspelt_key_is_an_error_with_a_suggestion_and_a_line() {
-        let text = STUDY.replace("question", "qestion");
-        let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
-        assert!(
-            error.contains("did you mean `question`") && error.contains("line 3"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn impossible_values_are_refused_by_name() {
-        let text = STUDY.replace("[[method]]", "[train]\nepochs = 0\n[[method]]");
-        let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
-        assert!(error.contains("train.epochs"), "{error}");
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use peft_core::{Method, Storage};
-use peft_qlora::Nf4;
+use peft_qlora::storage::Code;
+use peft_qlora::{FourBit, Fp4, Int8, Nf4};
 use report::record::{Size, TrialInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -68,6 +69,10 @@ pub enum StorageSpec {
     F32,
     /// 4-bit NormalFloat.
     Nf4(Nf4),
+    /// 4-bit floating point.
+    Fp4(Fp4),
+    /// 8 bits.
+    Int8(Int8),
 }
 
 impl StorageSpec {
@@ -76,6 +81,8 @@ impl StorageSpec {
         match self {
             StorageSpec::F32 => None,
             StorageSpec::Nf4(nf4) => Some(nf4),
+            StorageSpec::Fp4(fp4) => Some(fp4),
+            StorageSpec::Int8(int8) => Some(int8),
         }
     }
 
@@ -279,18 +286,24 @@ fn storage(
 ) -> Result<StorageSpec, String> {
     match row.storage.as_deref() {
         None | Some("f32") => Ok(StorageSpec::F32),
-        Some("nf4") => {
-            let keys = ["block_size", "double_quant"];
-            let own = keys
-                .iter()
-                .filter_map(|key| Some((key.to_string(), config.remove(*key)?)));
-            let nf4: Nf4 = serde_json::from_value(Value::Object(own.collect()))
-                .map_err(|e| with_suggestion(&e.to_string()))?;
-            nf4.check().map_err(|e| e.to_string())?;
-            Ok(StorageSpec::Nf4(nf4))
-        }
-        Some(other) => Err(format!("`storage` is `{other}`, expected `f32` or `nf4`")),
+        Some("nf4") => Ok(StorageSpec::Nf4(four_bit(config)?)),
+        Some("fp4") => Ok(StorageSpec::Fp4(four_bit(config)?)),
+        Some("int8") => Ok(StorageSpec::Int8(Int8 {})),
+        Some(other) => Err(format!(
+            "`storage` is `{other}`, expected `f32`, `nf4`, `fp4` or `int8`"
+        )),
     }
+}
+
+fn four_bit<C: Code>(config: &mut serde_json::Map<String, Value>) -> Result<FourBit<C>, String> {
+    let keys = ["block_size", "double_quant"];
+    let own = keys
+        .iter()
+        .filter_map(|key| Some((key.to_string(), config.remove(*key)?)));
+    let storage: FourBit<C> = serde_json::from_value(Value::Object(own.collect()))
+        .map_err(|e| with_suggestion(&e.to_string()))?;
+    storage.check().map_err(|e| e.to_string())?;
+    Ok(storage)
 }
 
 /// The kind, configuration and storage of a row that names a single method.
@@ -385,12 +398,39 @@ mod tests {
         let method =
             "[[method]]\nkind = \"pfeiffer\"\nbottleneck = 4\nstorage = \"nf4\"\nblock_size = 128";
         let trial = &expanded(method).unwrap()[0];
-        let nf4 = Nf4 {
-            block_size: 128,
-            double_quant: true,
-        };
-        assert_eq!(trial.storage, StorageSpec::Nf4(nf4));
+        assert_eq!(trial.storage, StorageSpec::Nf4(Nf4::new(128, true)));
         assert_eq!(trial.label, "Pfeiffer nf4+dq 4");
+    }
+
+    #[test]
+    fn every_storage_is_known_by_its_name_and_comes_back_from_json() {
+        let rows = [
+            ("f32", StorageSpec::F32, ""),
+            ("fp4", StorageSpec::Fp4(Fp4::new(32, false)), "fp4"),
+            ("int8", StorageSpec::Int8(Int8 {}), "int8"),
+        ];
+        for (name, storage, label) in rows {
+            let keys = match name {
+                "fp4" => "block_size = 32\ndouble_quant = false",
+                _ => "",
+            };
+            let method =
+                format!("[[method]]\nkind = \"lora\"\nrank = 2\nstorage = \"{name}\"\n{keys}");
+            let trial = &expanded(&method).unwrap()[0];
+            assert_eq!(trial.storage, storage);
+            assert!(trial.label.contains(label), "{}", trial.label);
+            let json = serde_json::to_value(&storage).unwrap();
+            assert_eq!(json["storage"], name);
+            assert_eq!(
+                serde_json::from_value::<StorageSpec>(json).unwrap(),
+                storage
+            );
+        }
+        let error = expanded("[[method]]\nkind = \"lora\"\nstorage = \"int4\"").unwrap_err();
+        assert!(error.to_string().contains("`fp4` or `int8`"), "{error}");
+        let blocks = "[[method]]\nkind = \"lora\"\nstorage = \"int8\"\nblock_size = 64";
+        let error = expanded(blocks).unwrap_err().to_string();
+        assert!(error.contains("unknown field `block_size`"), "{error}");
     }
 
     #[test]

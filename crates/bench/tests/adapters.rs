@@ -111,7 +111,11 @@ fn loaded(folder: &Path) -> (Vec<AdapterArg>, Adapters) {
         let own = folder.join(&name);
         std::fs::create_dir(&own).unwrap();
         write_adapter(folder, kind, config, place as u64 + 1, &own);
-        args.push(AdapterArg { name, folder: own });
+        args.push(AdapterArg {
+            name,
+            folder: own,
+            weight: None,
+        });
     }
     let registry = Registry::builtin();
     let adapters = Adapters::load(folder, &args, &registry, &Device::flex()).unwrap();
@@ -198,4 +202,78 @@ fn names_are_unique_and_an_unknown_one_is_answered_with_those_there_are() {
         &Device::flex(),
     );
     assert_eq!(one.unwrap().choose(None).unwrap(), "lora0");
+}
+
+/// The logits of two LoRA adapters, alone and combined with these weights.
+fn combined(folder: &Path, weights: [f64; 2]) -> [Vec<f32>; 3] {
+    let mut args = Vec::new();
+    for (seed, name) in [(1, "a"), (2, "b")] {
+        let own = folder.join(name);
+        std::fs::create_dir_all(&own).unwrap();
+        write_adapter(folder, "lora", json!({ "rank": 4 }), seed, &own);
+        args.push(AdapterArg {
+            name: name.into(),
+            folder: own,
+            weight: None,
+        });
+    }
+    let alone = |arg: &AdapterArg| logits(&afresh(folder, &arg.folder));
+    let [a, b] = [alone(&args[0]), alone(&args[1])];
+    for (arg, weight) in args.iter_mut().zip(weights) {
+        arg.weight = Some(weight);
+    }
+    let adapters = Adapters::load(folder, &args, &Registry::builtin(), &Device::flex()).unwrap();
+    [a, b, logits(adapters.get("a+b").unwrap())]
+}
+
+#[test]
+fn a_combination_with_all_the_weight_on_one_adapter_is_that_adapter() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let near = |x: &[f32], y: &[f32]| x.iter().zip(y).all(|(x, y)| (x - y).abs() < 1e-4);
+    let [a, b, mixed] = combined(folder.path(), [1.0, 0.0]);
+    assert!(near(&mixed, &a) && !near(&mixed, &b));
+    let [a, b, mixed] = combined(folder.path(), [0.0, 1.0]);
+    assert!(near(&mixed, &b) && !near(&mixed, &a));
+    let bare = logits(&Adapted::plain(base(folder.path()).valid()));
+    let [_, _, mixed] = combined(folder.path(), [0.0, 0.0]);
+    assert!(near(&mixed, &bare));
+}
+
+#[test]
+fn a_combination_of_lora_adapters_is_the_weighted_sum_of_their_updates() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let [_, _, mixed] = combined(folder.path(), [0.7, 0.3]);
+    // The same by hand: every merged weight is the base's plus the weighted differences.
+    let merged = |name: &str| {
+        let adapted = afresh(folder.path(), &folder.path().join(name));
+        adapted.merge().unwrap().export()
+    };
+    let (base_model, a, b) = (base(folder.path()), merged("a"), merged("b"));
+    let mut sum = base_model.export();
+    for (name, value) in &mut sum {
+        let values = |data: &TensorData| data.clone().try_to_vec::<f32>().unwrap();
+        let parts = values(value)
+            .into_iter()
+            .zip(values(&a[name]))
+            .zip(values(&b[name]));
+        let mixed = parts.map(|((x, a), b)| x + 0.7 * (a - x) + 0.3 * (b - x));
+        *value = TensorData::new(mixed.collect::<Vec<f32>>(), value.shape().to_vec());
+    }
+    let by_hand = tempfile::tempdir().unwrap();
+    state::save(
+        &sum,
+        Default::default(),
+        &by_hand.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let config = folder.path().join("config.json");
+    std::fs::copy(config, by_hand.path().join("config.json")).unwrap();
+    let expected = logits(&Adapted::plain(base(by_hand.path()).valid()));
+    for (ours, expected) in mixed.iter().zip(&expected) {
+        assert!((ours - expected).abs() < 1e-4, "{ours} {expected}");
+    }
 }

@@ -140,18 +140,7 @@ fn is_read(case: &Case, adapter: &Path) -> bool {
 }
 
 /// The parts of names of cases whose methods are not built yet.
-const LATER: &[&str] = &[
-    "adalora",
-    "boft",
-    "dora",
-    "fourierft",
-    "hira",
-    "ia3",
-    "loha",
-    "lokr",
-    "miss",
-    "oft",
-];
+const LATER: &[&str] = &[];
 
 #[test]
 fn adapters_of_peft_give_the_logits_they_give_in_python() {

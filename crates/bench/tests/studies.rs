@@ -15,8 +15,15 @@ fn root() -> PathBuf {
 }
 
 fn study(file: &str) -> Study {
-    let variables = ["MINILM", "SST2"].map(|name| (name.to_string(), "/nowhere".to_string()));
-    Study::load(&root().join(file), &variables.into()).unwrap()
+    let file = root().join(file);
+    let text = std::fs::read_to_string(&file).unwrap();
+    // Every variable the file names has a value, and no file behind it.
+    let names = text
+        .split("${")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}'));
+    let variables = names.map(|(name, _)| (name.to_string(), "/nowhere".to_string()));
+    Study::load(&file, &variables.collect()).unwrap()
 }
 
 fn trial(file: &str, id: &str) -> Trial {

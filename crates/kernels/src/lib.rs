@@ -19,6 +19,9 @@ mod linear;
 mod norm;
 pub mod plain;
 pub mod product;
+mod rms_norm;
+mod rotary;
+mod silu_gate;
 mod simd;
 #[cfg(test)]
 mod testing;
@@ -31,3 +34,6 @@ pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::{linear, linear_onto};
 pub use norm::{scaled, square_sum};
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
+pub use silu_gate::silu_gate;

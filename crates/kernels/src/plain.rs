@@ -48,6 +48,29 @@ pub fn layer_norm<const D: usize>(
     centred / (variance + eps).sqrt() * gamma.unsqueeze() + beta.unsqueeze()
 }
 
+/// Normalisation by the root mean square, see [`crate::rms_norm`].
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, eps: f64) -> Tensor<D> {
+    let square = (x.clone() * x.clone()).mean_dim(D - 1);
+    x / (square + eps).sqrt() * gamma.unsqueeze()
+}
+
+/// `silu(gate) * up`, see [`crate::silu_gate`].
+pub fn silu_gate<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    gate.clone() * activation::sigmoid(gate) * up
+}
+
+/// Rotary position embedding, see [`crate::rotary`].
+pub fn rotary(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
+    let [batch, seq, width] = x.dims();
+    let half = cos.dims()[2];
+    let x = x.reshape([batch, seq, width / (2 * half), 2 * half]);
+    let part = |i: usize| x.clone().narrow(3, i * half, half);
+    let (cos, sin) = (cos.unsqueeze_dim::<4>(2), sin.unsqueeze_dim::<4>(2));
+    let first = part(0) * cos.clone() - part(1) * sin.clone();
+    let second = part(1) * cos + part(0) * sin;
+    Tensor::cat(vec![first, second], 3).reshape([batch, seq, width])
+}
+
 /// Multi-head attention, see [`crate::attention`].
 pub fn attention(
     q: Tensor<3>,
@@ -68,6 +91,12 @@ pub fn attention(
         // `tril_mask` is true strictly above the diagonal, which is what must not be seen.
         let later = Tensor::<2, Bool>::tril_mask([sq, sk], sk as i64 - sq as i64, &device);
         hidden = hidden.bool_or(later.reshape([1, 1, sq, sk]).expand([batch, 1, sq, sk]));
+    }
+    if let Some(window) = spec.window {
+        let start = sk as i64 - sq as i64 - window as i64;
+        let inside = Tensor::<2, Bool>::tril_mask([sq, sk], start, &device);
+        let outside = inside.bool_not().reshape([1, 1, sq, sk]);
+        hidden = hidden.bool_or(outside.expand([batch, 1, sq, sk]));
     }
     let hidden = hidden.expand([batch, spec.heads, sq, sk]);
 

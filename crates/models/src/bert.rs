@@ -15,10 +15,11 @@ use peft_core::{
 
 use crate::batch::{Batch, Positions};
 use crate::bert_config::{BertConfig, Family};
-use crate::builder::{Builder, Layout, Plan, layer_sites, tap_sites};
+use crate::builder::{Builder, Linear};
 use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::norm::Norm;
+use crate::plan::{Plan, tap_sites};
 
 /// A sequence classifier of the BERT family with seams.
 #[derive(Module, Debug)]
@@ -92,7 +93,7 @@ impl Bert {
         b.enter_layer(None);
         let pooler = names
             .pooler
-            .map(|name| b.linear(name, Part::Linear, Layout::OutIn, (d, d)));
+            .map(|name| b.linear(name, Part::Linear, Linear::out_in((d, d))));
         let head_dense = names.head_dense.map(|name| b.head(name, (d, d)));
         let classifier = b.head(names.classifier, (d, config.num_labels));
         let (plan, new) = b.finish(file, |name| names.ignores(name))?;
@@ -165,8 +166,7 @@ impl Layer {
         b.enter_layer(Some(layer));
         let (d, inner, names) = (config.width, config.inner, config.family.names());
         let path = |name: &str| format!("{}{layer}.{name}", names.layers);
-        let mut site =
-            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::OutIn, dims));
+        let mut site = |name: &str, role, dims| b.site(&path(name), role, Linear::out_in(dims));
         let [query, key, value, output, up, down] = [
             site(names.query, Role::Query, (d, d)),
             site(names.key, Role::Key, (d, d)),
@@ -194,6 +194,7 @@ impl Layer {
                 kv_heads: config.heads,
                 scale,
                 causal: false,
+                window: None,
             },
             activation: config.activation,
         }
@@ -223,14 +224,7 @@ impl Layer {
     }
 
     fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
-        let sites: Vec<_> = plan
-            .sites
-            .iter()
-            .filter(|site| site.layer == layer)
-            .collect();
-        let [query, key, value, output, up, down] = sites[..] else {
-            unreachable!("a layer has six linear layers")
-        };
+        let [query, key, value, output, up, down] = plan.sites_of(layer);
         self.query = surgeon.projection(query, self.query);
         self.key = surgeon.projection(key, self.key);
         self.value = surgeon.projection(value, self.value);
@@ -265,17 +259,14 @@ fn add_and_norm(
 impl Host for Bert {
     fn geometry(&self) -> Geometry {
         let (layers, names) = (self.config.layers, self.config.family.names());
-        let mut taps = tap_sites(layers, |layer, role| {
+        let taps = tap_sites(layers, |layer, role| {
             let name = match role {
                 Role::AfterAttention => names.attention_adapters,
+                Role::AfterLayer => "reft_layer",
                 _ => names.mlp_adapters,
             };
             format!("{}{layer}.{name}", names.layers)
         });
-        let whole = layer_sites(layers, |layer| {
-            format!("{}{layer}.reft_layer", names.layers)
-        });
-        taps.extend(whole);
         Geometry {
             layers,
             width: self.config.width,

@@ -6,6 +6,7 @@ use peft_core::Activation;
 use serde_json::Value;
 
 use crate::error::ModelError;
+use crate::fields::{Fields, MOST};
 
 /// Which member of the family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,18 @@ pub enum Family {
     Roberta,
     /// DistilBERT.
     Distilbert,
+}
+
+impl Family {
+    /// The member a `model_type` names.
+    pub fn from_model_type(model_type: &str) -> Option<Self> {
+        match model_type {
+            "bert" => Some(Family::Bert),
+            "roberta" => Some(Family::Roberta),
+            "distilbert" => Some(Family::Distilbert),
+            _ => None,
+        }
+    }
 }
 
 /// What decides what a model of the BERT family computes, whatever its `config.json` calls it.
@@ -55,29 +68,37 @@ impl BertConfig {
     pub fn from_json(family: Family, json: &Value, file: &Path) -> Result<Self, ModelError> {
         let distil = family == Family::Distilbert;
         let pick = |bert, distilbert| if distil { distilbert } else { bert };
-        let fields = Fields { json, file };
-        let number = |key| fields.number(key);
-        let (eps, max_positions) = (json["layer_norm_eps"].as_f64(), "max_position_embeddings");
-        fields.check_positions()?;
-        let default_pad = u64::from(family == Family::Roberta);
-        Ok(Self {
+        let fields = Fields::new(json, file);
+        let count = |key| fields.count(key);
+        fields.only("position_embedding_type", &"absolute".into())?;
+        fields.only("is_decoder", &false.into())?;
+        fields.known_packing()?;
+        let type_vocab_size = match distil {
+            true => 0,
+            false => fields.whole("type_vocab_size", 0, MOST)?,
+        };
+        let activation = pick("hidden_act", "activation");
+        let default_pad = usize::from(family == Family::Roberta);
+        let pad_token_id = match fields.value("pad_token_id") {
+            Value::Null => default_pad,
+            _ => fields.whole("pad_token_id", 0, MOST)?,
+        };
+        let config = Self {
             family,
-            vocab_size: number("vocab_size")?,
-            width: number(pick("hidden_size", "dim"))?,
-            layers: number(pick("num_hidden_layers", "n_layers"))?,
-            heads: number(pick("num_attention_heads", "n_heads"))?,
-            inner: number(pick("intermediate_size", "hidden_dim"))?,
-            max_positions: number(max_positions)?,
-            type_vocab_size: if distil {
-                0
-            } else {
-                number("type_vocab_size")?
-            },
-            eps: eps.unwrap_or(1e-12),
-            activation: fields.activation(pick("hidden_act", "activation"))?,
-            pad_token_id: json["pad_token_id"].as_u64().unwrap_or(default_pad) as usize,
-            num_labels: labels(json),
-        })
+            vocab_size: count("vocab_size")?,
+            width: count(pick("hidden_size", "dim"))?,
+            layers: fields.layers(pick("num_hidden_layers", "n_layers"))?,
+            heads: count(pick("num_attention_heads", "n_heads"))?,
+            inner: count(pick("intermediate_size", "hidden_dim"))?,
+            max_positions: count("max_position_embeddings")?,
+            type_vocab_size,
+            eps: fields.eps("layer_norm_eps", 1e-12)?,
+            activation: fields.activation(activation, Activation::Gelu)?,
+            pad_token_id,
+            num_labels: labels(&fields)?,
+        };
+        config.check(file)?;
+        Ok(config)
     }
 
     pub(crate) fn check(&self, file: &Path) -> Result<(), ModelError> {
@@ -89,62 +110,25 @@ impl BertConfig {
                 expected: format!("a divisor of the width {}", self.width),
             });
         }
+        if self.family == Family::Roberta && self.max_positions <= self.pad_token_id + 1 {
+            return Err(ModelError::Config {
+                file: file.into(),
+                key: "max_position_embeddings".into(),
+                found: self.max_positions.to_string(),
+                expected: format!("more than `pad_token_id` + 1 ({})", self.pad_token_id + 1),
+            });
+        }
         Ok(())
     }
 }
 
-fn labels(json: &Value) -> usize {
-    let named = json["id2label"]
+fn labels(fields: &Fields<'_>) -> Result<usize, ModelError> {
+    let named = fields
+        .value("id2label")
         .as_object()
-        .map(|labels| labels.len() as u64);
-    json["num_labels"].as_u64().or(named).unwrap_or(2) as usize
-}
-
-/// A configuration file being read.
-struct Fields<'a> {
-    json: &'a Value,
-    file: &'a Path,
-}
-
-impl Fields<'_> {
-    fn error(&self, key: &str, expected: &str) -> ModelError {
-        let found = match &self.json[key] {
-            Value::Null => "missing".to_string(),
-            value => value.to_string(),
-        };
-        let (file, key) = (self.file.into(), key.into());
-        ModelError::Config {
-            file,
-            key,
-            found,
-            expected: expected.into(),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<usize, ModelError> {
-        // The limit only keeps sums of sizes from overflowing; real models are far below it.
-        let plausible = |n: &u64| *n < 1 << 32;
-        let number = self.json[key].as_u64().filter(plausible);
-        number
-            .map(|n| n as usize)
-            .ok_or_else(|| self.error(key, "a whole number below 2^32"))
-    }
-
-    fn activation(&self, key: &str) -> Result<Activation, ModelError> {
-        match &self.json[key] {
-            Value::Null => Ok(Activation::Gelu),
-            value => serde_json::from_value(value.clone())
-                .map_err(|_| self.error(key, "relu, gelu, gelu_new, swish or tanh")),
-        }
-    }
-
-    fn check_positions(&self) -> Result<(), ModelError> {
-        let key = "position_embedding_type";
-        match self.json[key].as_str() {
-            None | Some("absolute") => Ok(()),
-            Some(_) => Err(self.error(key, "absolute")),
-        }
-    }
+        .map(|labels| labels.len());
+    let given = fields.optional_count("num_labels")?;
+    Ok(given.or(named).unwrap_or(2))
 }
 
 /// What a member of the family calls its tensors.

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
-use peft_core::{BaseParam, CoreError, Dense, Init, Part, Role, Site, TapSite};
+use burn::module::{Param, ParamId};
+use burn::tensor::{DType, Tensor, TensorData};
+use peft_core::{
+    BaseParam, CoreError, Dense, DenseOnly, Init, PackedLayer, PackedReader, Part, Pass, Proj,
+    Role, Site,
+};
 
-use crate::norm::Norm;
+use crate::norm::{Norm, RmsNorm};
+use crate::plan::{LM_HEAD, Plan};
 
 /// Where values come from.
 enum Source {
@@ -21,16 +25,52 @@ enum Source {
 
 /// How a checkpoint keeps a linear layer's weight.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Layout {
+enum Layout {
     /// `[out, in]`, PyTorch's `Linear`.
     OutIn,
     /// `[in, out]`, GPT-2's `Conv1D`.
     InOut,
 }
 
+/// A linear layer as a checkpoint keeps it.
+#[derive(Clone, Copy)]
+pub(crate) struct Linear {
+    layout: Layout,
+    d_in: usize,
+    d_out: usize,
+    bias: bool,
+}
+
+impl Linear {
+    /// PyTorch's `Linear` of `(d_in, d_out)` features, with a bias.
+    pub(crate) fn out_in((d_in, d_out): (usize, usize)) -> Self {
+        Self {
+            layout: Layout::OutIn,
+            d_in,
+            d_out,
+            bias: true,
+        }
+    }
+
+    /// GPT-2's `Conv1D` of `(d_in, d_out)` features, with a bias.
+    pub(crate) fn in_out(dims: (usize, usize)) -> Self {
+        Self {
+            layout: Layout::InOut,
+            ..Self::out_in(dims)
+        }
+    }
+
+    /// The layer with a bias, or without one.
+    pub(crate) fn biased(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
+}
+
 /// Builds layers one by one and collects every problem on the way.
 pub(crate) struct Builder<'a> {
     source: Source,
+    /// Reads the weights that a checkpoint holds packed.
+    packed: &'a dyn PackedReader,
     init: &'a mut Init,
     /// Prefix of the body's tensors, which checkpoints of the bare body leave out: `bert.`.
     body: &'static str,
@@ -42,12 +82,8 @@ pub(crate) struct Builder<'a> {
     new: Vec<String>,
 }
 
-/// What a model remembers of its parameters.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) params: Vec<BaseParam>,
-    pub(crate) sites: Vec<Site>,
-}
+/// Problems of a checkpoint that are listed one by one.
+const MOST_PROBLEMS: usize = 40;
 
 /// Standard deviation of fresh weights, as in BERT and GPT-2.
 pub(crate) const STD: f64 = 0.02;
@@ -74,6 +110,7 @@ impl<'a> Builder<'a> {
         let plan = Plan::default();
         Self {
             source,
+            packed: &DenseOnly,
             init,
             body,
             layer: None,
@@ -82,6 +119,12 @@ impl<'a> Builder<'a> {
             problems: Vec::new(),
             new: Vec::new(),
         }
+    }
+
+    /// Reads packed weights with this.
+    pub(crate) fn with_packed(mut self, packed: &'a dyn PackedReader) -> Self {
+        self.packed = packed;
+        self
     }
 
     /// Marks what follows as part of this transformer layer.
@@ -130,9 +173,15 @@ impl<'a> Builder<'a> {
                 self.problems
                     .push(format!("`{name}` has shape {found:?}, expected {shape:?}"));
             }
+            Some(data) if data.dtype() != DType::F32 => {
+                let found = data.dtype();
+                self.problems
+                    .push(format!("`{name}` holds {found:?}, expected floats"));
+            }
             Some(data) => return Tensor::from_data(data, self.init.device()),
         }
-        self.init.zeros(shape)
+        // Stands in until `finish` reports the problem; the shape may be beyond any memory.
+        self.init.zeros([1; D])
     }
 
     fn param<const D: usize>(
@@ -143,7 +192,12 @@ impl<'a> Builder<'a> {
     ) -> Param<Tensor<D>> {
         let shape = value.dims().to_vec();
         let param = Param::from_tensor(value);
-        let (id, name, layer) = (param.id, name.to_string(), self.layer);
+        self.remember(param.id, name, part, shape);
+        param
+    }
+
+    fn remember(&mut self, id: ParamId, name: &str, part: Part, shape: Vec<usize>) {
+        let (name, layer) = (name.to_string(), self.layer);
         self.plan.params.push(BaseParam {
             id,
             name,
@@ -154,7 +208,6 @@ impl<'a> Builder<'a> {
             transposed: false,
             role: None,
         });
-        param
     }
 
     /// An embedding table `[rows, width]`.
@@ -176,72 +229,142 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// A linear layer; `std` of fresh weights, zero bias.
-    pub(crate) fn linear(
-        &mut self,
-        name: &str,
-        part: Part,
-        layout: Layout,
-        (d_in, d_out): (usize, usize),
-    ) -> Dense {
-        let stored = match layout {
-            Layout::OutIn => [d_out, d_in],
-            Layout::InOut => [d_in, d_out],
-        };
-        let weight = format!("{name}.weight");
-        let std = self.std;
-        let value = self.tensor(&weight, stored, |init| init.normal(stored, std));
-        // Own the transposed values: a view would be walked with strides in every product.
-        let value = match layout {
-            Layout::OutIn => contiguous(value.transpose()),
-            Layout::InOut => value,
-        };
-        let weight = self.param(&weight, part, value);
-        if let Some(param) = self.plan.params.last_mut() {
-            param.transposed = layout == Layout::OutIn;
-        }
-        let bias = format!("{name}.bias");
-        let value = self.tensor(&bias, [d_out], |init| init.zeros([d_out]));
-        Dense {
-            weight,
-            bias: Some(self.param(&bias, part, value)),
+    /// A norm by the root mean square.
+    pub(crate) fn rms_norm(&mut self, name: &str, width: usize, eps: f64) -> RmsNorm {
+        let name = format!("{name}.weight");
+        let gamma = self.tensor(&name, [width], |init| init.full([width], 1.0));
+        RmsNorm {
+            gamma: self.param(&name, Part::Norm, gamma),
+            eps,
         }
     }
 
+    /// A language model's head of its own, `[vocab, width]`.
+    pub(crate) fn lm_head(&mut self, vocab: usize, width: usize) -> Param<Tensor<2>> {
+        let (shape, std) = ([vocab, width], self.std);
+        let value = self.tensor(LM_HEAD, shape, |init| init.normal(shape, std));
+        self.param(LM_HEAD, Part::Head, value)
+    }
+
+    /// A linear layer; fresh ones start with a bias of zero.
+    pub(crate) fn linear(&mut self, name: &str, part: Part, linear: Linear) -> Dense {
+        let bias = self.bias(name, part, linear);
+        // Only the layers that methods may adapt stay packed.
+        let value = match self.packed(name, linear, None) {
+            Some(packed) => contiguous(packed.weight(&Pass::new())),
+            None => self.weight(name, linear),
+        };
+        self.dense(name, part, linear, value, bias)
+    }
+
     /// A linear layer that methods may adapt.
-    pub(crate) fn site(
-        &mut self,
-        name: &str,
-        role: Role,
-        layout: Layout,
-        dims: (usize, usize),
-    ) -> Dense {
-        let first = self.plan.params.len();
-        let dense = self.linear(name, Part::Linear, layout, dims);
-        for param in &mut self.plan.params[first..] {
-            param.role = Some(role);
-        }
+    pub(crate) fn site(&mut self, name: &str, role: Role, linear: Linear) -> Proj {
         let layer = self.layer.expect("sites lie inside a transformer layer");
-        let (d_in, d_out) = dims;
         self.plan.sites.push(Site {
             layer,
             role,
             path: name.into(),
-            d_in,
-            d_out,
+            d_in: linear.d_in,
+            d_out: linear.d_out,
         });
-        dense
+        let first = self.plan.params.len();
+        let proj = self.dense_or_packed(name, linear);
+        for param in &mut self.plan.params[first..] {
+            param.role = Some(role);
+        }
+        proj
+    }
+
+    fn dense_or_packed(&mut self, name: &str, linear: Linear) -> Proj {
+        let bias = self.bias(name, Part::Linear, linear);
+        if let Some(packed) = self.packed(name, linear, bias.clone()) {
+            let (weight, shape) = (format!("{name}.weight"), vec![linear.d_in, linear.d_out]);
+            self.remember(ParamId::new(), &weight, Part::Linear, shape);
+            self.mark_layout(linear.layout);
+            return packed;
+        }
+        let value = self.weight(name, linear);
+        Proj::new(self.dense(name, Part::Linear, linear, value, bias))
+    }
+
+    /// The layer of this name if the checkpoint holds its weight packed.
+    fn packed(
+        &mut self,
+        name: &str,
+        linear: Linear,
+        bias: Option<Param<Tensor<1>>>,
+    ) -> Option<Proj> {
+        let (device, bare) = (self.init.device().clone(), name.strip_prefix(self.body));
+        let Source::Checkpoint(tensors) = &mut self.source else {
+            return None;
+        };
+        let mut read = |path| {
+            let (dims, bias) = ((linear.d_in, linear.d_out), bias.clone());
+            self.packed
+                .read(PackedLayer { path, dims, bias }, tensors, &device)
+        };
+        let packed = read(name).or_else(|| bare.and_then(read))?;
+        Some(packed.unwrap_or_else(|error| {
+            self.problems.push(error.to_string());
+            // Stands in until `finish` reports the problem.
+            Proj::new(Dense::zeros(1, 1, false, &device))
+        }))
+    }
+
+    /// A dense weight as `[d_in, d_out]`.
+    fn weight(&mut self, name: &str, linear: Linear) -> Tensor<2> {
+        let stored = match linear.layout {
+            Layout::OutIn => [linear.d_out, linear.d_in],
+            Layout::InOut => [linear.d_in, linear.d_out],
+        };
+        let std = self.std;
+        let value = self.tensor(&format!("{name}.weight"), stored, |init| {
+            init.normal(stored, std)
+        });
+        // Own the transposed values: a view would be walked with strides in every product.
+        match linear.layout {
+            Layout::OutIn => contiguous(value.transpose()),
+            Layout::InOut => value,
+        }
+    }
+
+    fn bias(&mut self, name: &str, part: Part, linear: Linear) -> Option<Param<Tensor<1>>> {
+        linear.bias.then(|| {
+            let (name, shape) = (format!("{name}.bias"), [linear.d_out]);
+            let value = self.tensor(&name, shape, |init| init.zeros(shape));
+            self.param(&name, part, value)
+        })
+    }
+
+    fn dense(
+        &mut self,
+        name: &str,
+        part: Part,
+        linear: Linear,
+        weight: Tensor<2>,
+        bias: Option<Param<Tensor<1>>>,
+    ) -> Dense {
+        let weight = self.param(&format!("{name}.weight"), part, weight);
+        self.mark_layout(linear.layout);
+        Dense { weight, bias }
+    }
+
+    /// Notes how the checkpoint keeps the parameter that came last.
+    fn mark_layout(&mut self, layout: Layout) {
+        if let Some(param) = self.plan.params.last_mut() {
+            param.transposed = layout == Layout::OutIn;
+        }
     }
 
     /// A linear layer of the task head, which a checkpoint may lack.
     pub(crate) fn head(&mut self, name: &str, dims: (usize, usize)) -> Dense {
         let weight = format!("{name}.weight");
         if self.has(&weight) {
-            return self.linear(name, Part::Head, Layout::OutIn, dims);
+            return self.linear(name, Part::Head, Linear::out_in(dims));
         }
         self.new.push(name.into());
         let source = std::mem::replace(&mut self.source, Source::Random);
-        let dense = self.linear(name, Part::Head, Layout::OutIn, dims);
+        let dense = self.linear(name, Part::Head, Linear::out_in(dims));
         self.source = source;
         dense
     }
@@ -267,6 +390,12 @@ impl<'a> Builder<'a> {
         if self.problems.is_empty() {
             return Ok((Arc::new(self.plan), self.new));
         }
+        // A wrong size shows in every layer; the first lines tell as much as all of them.
+        let more = self.problems.len().saturating_sub(MOST_PROBLEMS);
+        self.problems.truncate(MOST_PROBLEMS);
+        if more > 0 {
+            self.problems.push(format!("and {more} more"));
+        }
         Err(CoreError::Mismatch {
             file: file.display().to_string(),
             problems: self.problems,
@@ -274,59 +403,8 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The whole layers, by the path of their adapters.
-pub(crate) fn layer_sites(layers: usize, path: impl Fn(usize) -> String) -> Vec<TapSite> {
-    let site = |layer| TapSite {
-        layer,
-        role: Role::AfterLayer,
-        path: path(layer),
-    };
-    (0..layers).map(site).collect()
-}
-
-/// The two sublayers of every layer, by the path of their adapters.
-pub(crate) fn tap_sites(layers: usize, path: impl Fn(usize, Role) -> String) -> Vec<TapSite> {
-    let roles = |layer| [Role::AfterAttention, Role::AfterMlp].map(|role| (layer, role));
-    let site = |(layer, role)| TapSite {
-        layer,
-        role,
-        path: path(layer, role),
-    };
-    (0..layers).flat_map(roles).map(site).collect()
-}
-
 /// The same values in row-major order of their own.
 fn contiguous(tensor: Tensor<2>) -> Tensor<2> {
     let device = tensor.device();
     Tensor::from_data(tensor.into_data(), &device)
-}
-
-impl Plan {
-    /// The module's base parameters by their checkpoint names, in the checkpoint's layout.
-    pub(crate) fn export<M: Module>(&self, module: &M) -> BTreeMap<String, TensorData> {
-        let mut exporter = Exporter {
-            plan: self,
-            tensors: BTreeMap::new(),
-        };
-        module.visit(&mut exporter);
-        exporter.tensors
-    }
-}
-
-struct Exporter<'a> {
-    plan: &'a Plan,
-    tensors: BTreeMap<String, TensorData>,
-}
-
-impl ModuleVisitor for Exporter<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(known) = self.plan.params.iter().find(|p| p.id == param.id) else {
-            return;
-        };
-        let value = match known.transposed {
-            true => param.val().swap_dims(0, 1),
-            false => param.val(),
-        };
-        self.tensors.insert(known.name.clone(), value.into_data());
-    }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub enum ModelError {
     /// The architecture is not one of those built in.
     #[error(
-        "`{file}`: model type `{found}` is not supported; this version has gpt2, bert, roberta, distilbert"
+        "`{file}`: model type `{found}` is not supported; this version has gpt2, llama, mistral, qwen2, qwen3, bert, roberta, distilbert"
     )]
     Architecture {
         /// The configuration file.

@@ -9,16 +9,19 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Activation, AttendSlot, BaseParam, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass,
-    Proj, Role, Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec, kernels,
+    Activation, AttendSlot, EndsSlot, Geometry, Heads, Host, LookupSlot, Pass, Proj, Role,
+    Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::batch::Batch;
-use crate::builder::{Builder, Layout, Plan, layer_sites, tap_sites};
+use crate::builder::{Builder, Linear};
 use crate::cache::Cache;
 use crate::error::ModelError;
+use crate::fields::Fields;
 use crate::norm::Norm;
+use crate::plan::{Plan, tap_sites};
 
 /// The part of `config.json` that decides what a GPT-2 computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,12 +51,6 @@ pub struct Gpt2Config {
     /// Whether the head shares the embedding table.
     #[serde(default = "yes")]
     pub tie_word_embeddings: bool,
-    #[serde(default, skip_serializing)]
-    scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "yes", skip_serializing)]
-    scale_attn_weights: bool,
-    #[serde(default, skip_serializing)]
-    add_cross_attention: bool,
 }
 
 fn gelu_new() -> Activation {
@@ -89,9 +86,6 @@ impl Gpt2Config {
             layer_norm_epsilon: default_eps(),
             initializer_range: default_range(),
             tie_word_embeddings: true,
-            scale_attn_by_inverse_layer_idx: false,
-            scale_attn_weights: true,
-            add_cross_attention: false,
         }
     }
 
@@ -105,29 +99,40 @@ impl Gpt2Config {
         Self::new(50257, 1024, 768, 12, 12)
     }
 
-    pub(crate) fn check(&self, file: &Path) -> Result<(), ModelError> {
-        let error = |key: &str, found: String, expected: &str| ModelError::Config {
-            file: file.into(),
-            key: key.into(),
-            found,
-            expected: expected.into(),
-        };
-        for (key, on, supported) in [
-            (
-                "scale_attn_by_inverse_layer_idx",
-                self.scale_attn_by_inverse_layer_idx,
-                false,
-            ),
-            ("scale_attn_weights", self.scale_attn_weights, true),
-            ("add_cross_attention", self.add_cross_attention, false),
-        ] {
-            if on != supported {
-                return Err(error(key, on.to_string(), &supported.to_string()));
-            }
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// If a key is missing, of the wrong type, or asks for something that is not supported.
+    pub fn from_json(json: &Value, file: &Path) -> Result<Self, ModelError> {
+        let fields = Fields::new(json, file);
+        for key in ["vocab_size", "n_positions", "n_embd", "n_head"] {
+            fields.count(key)?;
         }
+        fields.layers("n_layer")?;
+        fields.optional_count("n_inner")?;
+        fields.eps("layer_norm_epsilon", default_eps())?;
+        fields.above("initializer_range", 0.0)?;
+        fields.only("scale_attn_by_inverse_layer_idx", &false.into())?;
+        fields.only("scale_attn_weights", &true.into())?;
+        fields.only("add_cross_attention", &false.into())?;
+        fields.known_packing()?;
+        let config: Self = serde_json::from_value(json.clone()).map_err(|e| ModelError::Json {
+            file: file.into(),
+            reason: e.to_string(),
+        })?;
+        config.check(file)?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that do not fit together.
+    fn check(&self, file: &Path) -> Result<(), ModelError> {
         if self.n_head == 0 || !self.n_embd.is_multiple_of(self.n_head) {
-            let expected = format!("a divisor of `n_embd` ({})", self.n_embd);
-            return Err(error("n_head", self.n_head.to_string(), &expected));
+            return Err(ModelError::Config {
+                file: file.into(),
+                key: "n_head".into(),
+                found: self.n_head.to_string(),
+                expected: format!("a divisor of `n_embd` ({})", self.n_embd),
+            });
         }
         Ok(())
     }
@@ -186,7 +191,7 @@ impl Gpt2 {
         b.enter_layer(None);
         let ln_f = b.norm("transformer.ln_f", d, config.layer_norm_epsilon);
         let tied = config.tie_word_embeddings;
-        let lm_head = (!tied).then(|| b.embedding("lm_head.weight", config.vocab_size, d));
+        let lm_head = (!tied).then(|| b.lm_head(config.vocab_size, d));
         // Old checkpoints carry the causal mask as buffers, and tied ones may repeat the table.
         let ignored = |name: &str| {
             name.ends_with(".attn.bias")
@@ -258,8 +263,7 @@ impl Block {
         let inner = config.n_inner.unwrap_or(4 * d);
         let path = |name: &str| format!("transformer.h.{layer}.{name}");
         let ln_1 = b.norm(&path("ln_1"), d, eps);
-        let mut site =
-            |name: &str, role, dims| Proj::new(b.site(&path(name), role, Layout::InOut, dims));
+        let mut site = |name: &str, role, dims| b.site(&path(name), role, Linear::in_out(dims));
         let c_attn = site("attn.c_attn", Role::FusedQkv, (d, 3 * d));
         let c_proj = site("attn.c_proj", Role::Output, (d, d));
         let c_fc = site("mlp.c_fc", Role::Up, (d, inner));
@@ -283,6 +287,7 @@ impl Block {
                 kv_heads: heads,
                 scale,
                 causal: true,
+                window: None,
             },
             activation: config.activation_function,
         }
@@ -344,14 +349,7 @@ impl Block {
     }
 
     fn rebuild(mut self, layer: usize, plan: &Plan, surgeon: &mut dyn Surgeon) -> Self {
-        let sites: Vec<_> = plan
-            .sites
-            .iter()
-            .filter(|site| site.layer == layer)
-            .collect();
-        let [c_attn, c_proj, c_fc, mlp_c_proj] = sites[..] else {
-            unreachable!("a block has four linear layers")
-        };
+        let [c_attn, c_proj, c_fc, mlp_c_proj] = plan.sites_of(layer);
         self.c_attn = surgeon.projection(c_attn, self.c_attn);
         self.attend = surgeon.attend(layer, self.attend);
         self.c_proj = surgeon.projection(c_proj, self.c_proj);
@@ -367,12 +365,11 @@ impl Block {
 impl Host for Gpt2 {
     fn geometry(&self) -> Geometry {
         let layers = self.config.n_layer;
-        let mut taps = tap_sites(layers, |layer, role| match role {
+        let taps = tap_sites(layers, |layer, role| match role {
             Role::AfterAttention => format!("transformer.h.{layer}.attention_adapters"),
+            Role::AfterLayer => format!("transformer.h.{layer}.reft_layer"),
             _ => format!("transformer.h.{layer}.output_adapters"),
         });
-        let whole = layer_sites(layers, |layer| format!("transformer.h.{layer}.reft_layer"));
-        taps.extend(whole);
         Geometry {
             layers,
             width: self.config.n_embd,
@@ -402,23 +399,8 @@ impl Host for Gpt2 {
 
     fn untie_head(mut self) -> Self {
         if self.lm_head.is_none() {
-            // A parameter of its own, so that training it leaves the embeddings alone.
-            let table = self.wte.val();
-            let copy = Tensor::from_data(table.to_data(), &table.device());
-            let head = Param::from_tensor(copy);
-            let mut plan = (*self.plan).clone();
-            plan.params.push(BaseParam {
-                id: head.id,
-                name: "lm_head.weight".into(),
-                shape: head.lazy_shape().to_vec(),
-                part: Part::Head,
-                layer: None,
-                layers_above: None,
-                transposed: false,
-                role: None,
-            });
-            self.plan = Arc::new(plan);
-            self.lm_head = Some(head);
+            let (head, plan) = self.plan.with_head_like(&self.wte);
+            (self.lm_head, self.plan) = (Some(head), Arc::new(plan));
             self.config.tie_word_embeddings = false;
         }
         self

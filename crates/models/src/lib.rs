@@ -1,5 +1,6 @@
 //! Pretrained transformers from Hugging Face folders, with seams for methods they know nothing of.
 
+mod angles;
 pub mod batch;
 mod bert;
 mod bert_config;
@@ -7,10 +8,15 @@ mod builder;
 mod cache;
 mod checkpoint;
 mod error;
+mod fields;
 mod generate;
 mod gpt2;
+mod llama;
+mod llama_config;
 mod model;
 mod norm;
+mod plan;
+mod rope;
 
 pub use batch::{Batch, Positions, Side};
 pub use bert::Bert;
@@ -19,4 +25,7 @@ pub use cache::Cache;
 pub use error::ModelError;
 pub use generate::{Choice, Continuation, End, Generation, generate, generate_watched};
 pub use gpt2::{Gpt2, Gpt2Config};
-pub use model::{Loaded, Model, load, logits, save};
+pub use llama::Llama;
+pub use llama_config::{LlamaConfig, LlamaFamily};
+pub use model::{Loaded, Model, load, load_with, logits, save};
+pub use rope::{Rope, RopeScaling, Yarn};

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{Adapted, Geometry, Host, Init, Pass, Surgeon, kernels, state};
+use peft_core::{
+    Adapted, CoreError, DenseOnly, Geometry, Host, Init, PackedReader, Pass, Surgeon, kernels,
+    state,
+};
 use serde_json::Value;
 
 use crate::batch::{Batch, Positions};
@@ -16,6 +19,9 @@ use crate::cache::Cache;
 use crate::checkpoint;
 use crate::error::ModelError;
 use crate::gpt2::{self, Gpt2, Gpt2Config, head_logits};
+use crate::llama::{self, Llama};
+use crate::llama_config::{LlamaConfig, LlamaFamily};
+use crate::plan::LM_HEAD;
 
 /// A transformer with seams.
 #[derive(Module, Debug)]
@@ -24,6 +30,8 @@ pub enum Model {
     Gpt2(Gpt2),
     /// A sequence classifier.
     Bert(Bert),
+    /// A causal language model of the Llama family.
+    Llama(Llama),
 }
 
 /// A model read from a folder, and what had to be made anew for it.
@@ -42,41 +50,56 @@ pub struct Loaded {
 /// If the architecture is unknown, a value of the configuration is not supported, or the tensors do
 /// not fit; every misfit is listed.
 pub fn load(folder: &Path, classes: Option<usize>, init: &mut Init) -> Result<Loaded, ModelError> {
+    load_with(folder, classes, init, &DenseOnly)
+}
+
+/// The same, with a reader of the linear layers whose weights the checkpoint holds packed. They stay
+/// as they are where methods may adapt them; others (a pooler, a head) are unpacked.
+///
+/// # Errors
+/// As [`load`], and if a packed weight cannot be read.
+pub fn load_with(
+    folder: &Path,
+    classes: Option<usize>,
+    init: &mut Init,
+    packed: &dyn PackedReader,
+) -> Result<Loaded, ModelError> {
     let file = folder.join("config.json");
     let config: Value = checkpoint::parse(&file)?;
     let model_type = config["model_type"].as_str().unwrap_or("").to_string();
-    let family = match model_type.as_str() {
-        "gpt2" => {
-            let parsed: Gpt2Config =
-                serde_json::from_value(config.clone()).map_err(|e| ModelError::Json {
-                    file: file.clone(),
-                    reason: e.to_string(),
-                })?;
-            let builder = Builder::from_checkpoint(checkpoint::read(folder)?, gpt2::BODY, init);
-            let model = Model::Gpt2(Gpt2::build(parsed, builder, folder)?);
-            return Ok(Loaded {
-                model,
-                new_layers: Vec::new(),
-                config,
-            });
-        }
-        "bert" => Family::Bert,
-        "roberta" => Family::Roberta,
-        "distilbert" => Family::Distilbert,
-        _ => {
-            return Err(ModelError::Architecture {
-                file,
-                found: model_type,
-            });
-        }
+    if let Some(family) = Family::from_model_type(&model_type) {
+        let mut parsed = BertConfig::from_json(family, &config, &file)?;
+        parsed.num_labels = classes.unwrap_or(parsed.num_labels);
+        let checkpoint = checkpoint::read(folder)?;
+        let builder = Builder::from_checkpoint(checkpoint.tensors, family.names().body, init)
+            .with_packed(packed);
+        let (model, new_layers) = Bert::build(parsed, builder, &checkpoint.file)?;
+        let model = Model::Bert(model);
+        return Ok(Loaded {
+            model,
+            new_layers,
+            config,
+        });
+    }
+    let model = if model_type == "gpt2" {
+        let parsed = Gpt2Config::from_json(&config, &file)?;
+        let checkpoint = checkpoint::read(folder)?;
+        let builder =
+            Builder::from_checkpoint(checkpoint.tensors, gpt2::BODY, init).with_packed(packed);
+        Model::Gpt2(Gpt2::build(parsed, builder, &checkpoint.file)?)
+    } else if LlamaFamily::from_model_type(&model_type).is_some() {
+        let parsed = LlamaConfig::from_json(&config, &file)?;
+        let checkpoint = checkpoint::read(folder)?;
+        let builder =
+            Builder::from_checkpoint(checkpoint.tensors, llama::BODY, init).with_packed(packed);
+        Model::Llama(Llama::build(parsed, builder, &checkpoint.file)?)
+    } else {
+        let found = model_type;
+        return Err(ModelError::Architecture { file, found });
     };
-    let mut parsed = BertConfig::from_json(family, &config, &file)?;
-    parsed.num_labels = classes.unwrap_or(parsed.num_labels);
-    let builder = Builder::from_checkpoint(checkpoint::read(folder)?, family.names().body, init);
-    let (model, new_layers) = Bert::build(parsed, builder, folder)?;
     Ok(Loaded {
-        model: Model::Bert(model),
-        new_layers,
+        model,
+        new_layers: Vec::new(),
         config,
     })
 }
@@ -89,6 +112,19 @@ impl Model {
     pub fn random_gpt2(config: Gpt2Config, init: &mut Init) -> Result<Self, ModelError> {
         let builder = Builder::random(gpt2::BODY, config.initializer_range, init);
         Ok(Self::Gpt2(Gpt2::build(
+            config,
+            builder,
+            Path::new("config.json"),
+        )?))
+    }
+
+    /// A model of the Llama family of this shape with random weights.
+    ///
+    /// # Errors
+    /// If the shape makes no sense.
+    pub fn random_llama(config: LlamaConfig, init: &mut Init) -> Result<Self, ModelError> {
+        let builder = Builder::random(llama::BODY, config.initializer_range, init);
+        Ok(Self::Llama(Llama::build(
             config,
             builder,
             Path::new("config.json"),
@@ -108,13 +144,13 @@ impl Model {
 
     /// Whether this is a causal language model.
     pub fn is_causal(&self) -> bool {
-        matches!(self, Model::Gpt2(_))
+        matches!(self, Model::Gpt2(_) | Model::Llama(_))
     }
 
     /// How batches for this model number their positions.
     pub fn positions(&self) -> Positions {
         match self {
-            Model::Gpt2(_) => Positions::FromLeft,
+            Model::Gpt2(_) | Model::Llama(_) => Positions::FromLeft,
             Model::Bert(bert) => bert.position_rule(),
         }
     }
@@ -123,6 +159,7 @@ impl Model {
     pub fn max_length(&self) -> usize {
         match self {
             Model::Gpt2(model) => model.config.n_positions,
+            Model::Llama(model) => model.config.max_length(),
             // RoBERTa's table starts behind the padding id.
             Model::Bert(model) => match model.config.family {
                 Family::Roberta => model.config.max_positions - model.config.pad_token_id - 1,
@@ -135,6 +172,7 @@ impl Model {
     pub fn vocab_size(&self) -> usize {
         match self {
             Model::Gpt2(model) => model.config.vocab_size,
+            Model::Llama(model) => model.config.vocab_size,
             Model::Bert(model) => model.config.vocab_size,
         }
     }
@@ -142,15 +180,17 @@ impl Model {
     /// Number of classes of a classifier.
     pub fn classes(&self) -> Option<usize> {
         match self {
-            Model::Gpt2(_) => None,
+            Model::Gpt2(_) | Model::Llama(_) => None,
             Model::Bert(model) => Some(model.config.num_labels),
         }
     }
 
-    /// Every base parameter by its checkpoint name and in the checkpoint's layout.
+    /// Every base parameter by its checkpoint name and in the checkpoint's layout; packed weights
+    /// are not among them.
     pub fn export(&self) -> BTreeMap<String, TensorData> {
         match self {
             Model::Gpt2(model) => model.plan.export(model),
+            Model::Llama(model) => model.plan.export(model),
             Model::Bert(model) => model.plan.export(model),
         }
     }
@@ -163,6 +203,7 @@ impl Model {
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut Cache>, pass: &Pass<'_>) -> Tensor<3> {
         match self {
             Model::Gpt2(model) => model.hidden(batch, cache, pass),
+            Model::Llama(model) => model.hidden(batch, cache, pass),
             Model::Bert(_) => panic!("a classifier has no next-token states"),
         }
     }
@@ -174,6 +215,7 @@ impl Model {
     pub fn head_weight(&self) -> Tensor<2> {
         match self {
             Model::Gpt2(model) => model.head_weight(),
+            Model::Llama(model) => model.head_weight(),
             Model::Bert(_) => panic!("a classifier has no language-model head"),
         }
     }
@@ -185,7 +227,7 @@ impl Model {
     pub fn class_logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
         match self {
             Model::Bert(model) => model.logits(batch, pass),
-            Model::Gpt2(_) => panic!("a language model has no classes"),
+            Model::Gpt2(_) | Model::Llama(_) => panic!("a language model has no classes"),
         }
     }
 
@@ -221,30 +263,49 @@ impl Host for Model {
     fn geometry(&self) -> Geometry {
         match self {
             Model::Gpt2(model) => model.geometry(),
+            Model::Llama(model) => model.geometry(),
             Model::Bert(model) => model.geometry(),
         }
     }
     fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self {
         match self {
             Model::Gpt2(model) => Model::Gpt2(model.rebuild(surgeon)),
+            Model::Llama(model) => Model::Llama(model.rebuild(surgeon)),
             Model::Bert(model) => Model::Bert(model.rebuild(surgeon)),
         }
     }
     fn untie_head(self) -> Self {
         match self {
             Model::Gpt2(model) => Model::Gpt2(model.untie_head()),
+            Model::Llama(model) => Model::Llama(model.untie_head()),
             Model::Bert(model) => Model::Bert(model.untie_head()),
         }
     }
 }
 
-/// Writes a model as a Hugging Face folder: `config.json` as given and `model.safetensors`.
+/// Writes a model as a Hugging Face folder: `model.safetensors`, and `config.json` as given, less
+/// what it says of packed weights, and with `tie_word_embeddings` false where the model has a head
+/// of its own.
 ///
 /// # Errors
-/// If the folder cannot be written.
+/// If the folder cannot be written, or a weight is packed.
 pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelError> {
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let tensors = model.export();
+    let params = model.geometry().params;
+    if let Some(other) = params.iter().find(|p| !tensors.contains_key(&p.name)) {
+        let found = "packed, or was replaced by a method";
+        let expected = "the dense weight; `peft-bench quantize` writes packed ones";
+        return Err(CoreError::bad_value(&other.name, found, expected).into());
+    }
+    let mut config = config.clone();
+    if let Some(config) = config.as_object_mut() {
+        config.shift_remove("quantization_config");
+        // Readers take the embedding table in place of a head that the configuration calls tied.
+        if tensors.contains_key(LM_HEAD) {
+            config.insert("tie_word_embeddings".into(), false.into());
+        }
+    }
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     let floats = state::float_tensors(model);
     if floats.len() != tensors.len() {
         let known: Vec<_> = model.geometry().params.iter().map(|p| p.id).collect();
@@ -255,7 +316,7 @@ pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelErr
         });
     }
     state::save(&tensors, metadata, &folder.join(checkpoint::SINGLE))?;
-    let text = serde_json::to_string_pretty(config).expect("JSON values serialise");
+    let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");
     state::write_atomically(&folder.join("config.json"), text.as_bytes())?;
     Ok(())
 }
@@ -264,7 +325,7 @@ pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelErr
 pub fn logits(adapted: &Adapted<Model>, batch: &Batch) -> Tensor<3> {
     let pass = adapted.pass();
     match &adapted.host {
-        Model::Gpt2(_) => adapted.host.token_logits(batch, &pass),
+        Model::Gpt2(_) | Model::Llama(_) => adapted.host.token_logits(batch, &pass),
         Model::Bert(_) => adapted.host.class_logits(batch, &pass).unsqueeze_dim(1),
     }
 }

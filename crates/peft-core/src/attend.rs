@@ -19,7 +19,7 @@ pub struct Heads {
     pub v: Tensor<3>,
     /// `[batch, keys]`, 1 where a key may be seen and 0 at padding.
     pub key_mask: Option<Tensor<2>>,
-    /// Number of heads, scale, causality.
+    /// Number of heads, scale, causality, window.
     pub spec: AttentionSpec,
 }
 
@@ -29,7 +29,8 @@ impl Heads {
         kernels::attention(self.q, self.k, self.v, &self.spec, self.key_mask)
     }
 
-    /// Puts keys and values that every query sees before the others.
+    /// Puts keys and values that every query sees before the others. In a layer with a sliding
+    /// window they count as the tokens before the text: queries further on lose sight of them.
     ///
     /// # Shapes
     /// - keys, values: `[n, kv_heads * d_head]`, the same for every row of the batch

@@ -15,6 +15,7 @@ use crate::method::{Method, Storage};
 use crate::pass::{Pass, SharedSlot};
 use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
+use crate::state;
 use crate::tap::TapSlot;
 
 /// A model that exposes its seams. It knows no method.
@@ -131,7 +132,8 @@ pub fn trains_inside(geometry: &Geometry, method: &dyn Method) -> bool {
 /// The result is on the device of `init`, in training mode if that device tracks gradients.
 ///
 /// # Errors
-/// If the configuration makes no sense for this model, or a weight cannot be packed.
+/// If the configuration makes no sense for this model, or a weight cannot be packed, is packed another
+/// way already, or is packed and would be trained.
 pub fn adapt<H: Host>(
     host: H,
     method: &dyn Method,
@@ -156,6 +158,7 @@ pub fn adapt<H: Host>(
         Some(storage) => pack(host, storage)?,
         None => host,
     };
+    trains_nothing_packed(&host, method, &geometry)?;
     let shared = method.shared(&geometry, init);
     let rows = table_rows(&host, &geometry);
     let mut fitter = Fitter {
@@ -213,7 +216,7 @@ impl Surgeon for Packer<'_> {
     fn projection(&mut self, site: &Site, base: Proj) -> Proj {
         let packed = match base.downcast_ref::<Dense>() {
             Some(dense) => self.storage.pack(site, dense.clone()),
-            None => return base,
+            None => packed_already(self.storage, site, &base).map(|()| base.clone()),
         };
         packed.unwrap_or_else(|error| {
             self.error.get_or_insert(error);
@@ -237,6 +240,40 @@ fn table_rows<H: Host>(host: &H, geometry: &Geometry) -> Option<Tensor<2>> {
     let mut finder = Finder(table.id, None);
     host.visit(&mut finder);
     finder.1
+}
+
+/// Accepts a base that is stored as asked for, and no other: packing it again would lose twice.
+fn packed_already(storage: &dyn Storage, site: &Site, base: &Proj) -> Result<(), CoreError> {
+    match base.packing() {
+        Some(found) if found != storage.packing() => {
+            let expected = format!(
+                "none or `{found}`, which `{}` is packed in already",
+                site.path
+            );
+            let found = format!("`{}`", storage.packing());
+            Err(CoreError::bad_value("storage", found, &expected))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses methods that train weights of the base where those are packed: codes have no gradient.
+fn trains_nothing_packed<H: Host>(
+    host: &H,
+    method: &dyn Method,
+    geometry: &Geometry,
+) -> Result<(), CoreError> {
+    let rows = state::parameters(host);
+    let dense: HashSet<ParamId> = rows.into_iter().map(|row| row.id).collect();
+    let mut trained = geometry.params.iter().filter(|p| method.trains(p));
+    match trained.find(|p| !dense.contains(&p.id)) {
+        None => Ok(()),
+        Some(param) => {
+            let expected = "dense, because the method trains it; leave `storage` out, or start from \
+                            a model that is not packed";
+            Err(CoreError::bad_value(&param.name, "packed", expected))
+        }
+    }
 }
 
 struct Fitter<'a> {

@@ -172,12 +172,18 @@ pub trait Storage: std::fmt::Debug + Send + Sync {
     /// Name for tables: `nf4`, `nf4+dq`.
     fn name(&self) -> String;
 
+    /// The same in full, so that equal words mean equal storage: `nf4+dq in blocks of 64`; see
+    /// [`Projection::packing`](crate::projection::Projection::packing).
+    fn packing(&self) -> String {
+        self.name()
+    }
+
     /// Packs the weight of a linear layer.
     ///
     /// # Errors
     /// If the weight cannot be stored this way.
     fn pack(&self, site: &Site, dense: Dense) -> Result<Proj, CoreError>;
 
-    /// Bytes of a packed weight of this many values.
-    fn bytes(&self, numel: usize) -> usize;
+    /// Bytes of a packed weight of these dimensions, `(d_in, d_out)`.
+    fn bytes(&self, dims: (usize, usize)) -> usize;
 }

@@ -26,6 +26,12 @@ pub trait Projection: Module + 'static {
 
     /// `(d_in, d_out)`
     fn dims(&self) -> (usize, usize);
+
+    /// How the weight is packed, in the words of
+    /// [`Storage::packing`](crate::method::Storage::packing); none where it is dense.
+    fn packing(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Object-safe form of [`Projection`]; implemented for every one of them.
@@ -46,6 +52,7 @@ pub trait ErasedProjection {
     fn bias(&self) -> Option<Tensor<1>>;
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense>;
     fn dims(&self) -> (usize, usize);
+    fn packing(&self) -> Option<String>;
 }
 
 #[doc(hidden)]
@@ -66,6 +73,9 @@ impl<P: Projection> ErasedProjection for P {
     }
     fn dims(&self) -> (usize, usize) {
         Projection::dims(self)
+    }
+    fn packing(&self) -> Option<String> {
+        Projection::packing(self)
     }
 }
 
@@ -123,6 +133,11 @@ impl Proj {
     /// `(d_in, d_out)`
     pub fn dims(&self) -> (usize, usize) {
         self.0.projection().dims()
+    }
+
+    /// How the weight is packed; see [`Projection::packing`].
+    pub fn packing(&self) -> Option<String> {
+        self.0.projection().packing()
     }
 
     /// The concrete projection, if it is a `P`.

@@ -279,6 +279,7 @@ fn view<'a>(name: &str, data: &'a TensorData, file: &Path) -> Result<TensorView<
         DType::BF16 => Dtype::BF16,
         DType::F64 => Dtype::F64,
         DType::U8 => Dtype::U8,
+        DType::I8 => Dtype::I8,
         DType::I32 => Dtype::I32,
         DType::I64 => Dtype::I64,
         other => {
@@ -333,6 +334,7 @@ pub fn decode(view: &TensorView<'_>) -> Result<TensorData, Dtype> {
         Dtype::I64 => TensorData::new(words(bytes, i64::from_le_bytes), shape),
         Dtype::I32 => TensorData::new(words(bytes, i32::from_le_bytes), shape),
         Dtype::U8 => TensorData::new(bytes.to_vec(), shape),
+        Dtype::I8 => TensorData::new(words(bytes, i8::from_le_bytes), shape),
         other => return Err(other),
     })
 }

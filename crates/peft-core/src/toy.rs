@@ -154,6 +154,7 @@ impl ToyLayer {
             kv_heads: 2,
             scale: 0.5,
             causal: true,
+            window: None,
         };
         let heads = Heads {
             q: self.query.forward(h.clone(), pass),

@@ -8,7 +8,7 @@
 
 mod embedding;
 mod linear;
-mod peft;
+pub(crate) mod peft;
 
 use std::collections::BTreeMap;
 
@@ -103,7 +103,7 @@ impl Lora {
         alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    fn selected<'a>(&self, geometry: &'a Geometry) -> impl Iterator<Item = &'a Site> {
+    pub(crate) fn selected<'a>(&self, geometry: &'a Geometry) -> impl Iterator<Item = &'a Site> {
         let sites = geometry.sites.iter();
         sites.filter(|site| self.targets.contains(site))
     }

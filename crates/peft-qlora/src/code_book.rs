@@ -3,7 +3,7 @@
 /// The 16 values that a 4-bit code stands for, as fractions of a block's largest magnitude.
 #[derive(Debug, PartialEq)]
 pub struct CodeBook {
-    /// Name in files and tables: `nf4`.
+    /// Name in files and tables: `nf4`, `fp4`.
     pub name: &'static str,
     /// The value of every code.
     pub values: [f32; 16],
@@ -36,6 +36,26 @@ pub static NF4: CodeBook = CodeBook::new(
         1.0,
     ],
 );
+
+/// 4-bit floating point as bitsandbytes has it: a sign, and one of eight magnitudes that are no
+/// pattern of exponent and mantissa bits. Codes 0 and 8 are both zero.
+pub static FP4: CodeBook = CodeBook::new("fp4", {
+    const MAGNITUDES: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
+    let mut values = [0.0; 16];
+    let mut i = 0;
+    while i < 8 {
+        values[i] = MAGNITUDES[i] / 12.0;
+        // Not `-values[0]`: the library's second zero has no sign either.
+        values[i + 8] = 0.0 - values[i];
+        i += 1;
+    }
+    values
+});
+
+/// The table of this name.
+pub fn by_name(name: &str) -> Option<&'static CodeBook> {
+    [&NF4, &FP4].into_iter().find(|book| book.name == name)
+}
 
 impl CodeBook {
     /// A table of these values, in any order; of equal values the first code is used.
@@ -138,26 +158,21 @@ mod tests {
 
     #[test]
     fn a_table_need_not_be_sorted() {
-        // FP4 of bitsandbytes: sign and magnitude, so that codes 0 and 8 are both zero.
-        let magnitudes = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0].map(|v| v / 12.0);
-        let fp4 = CodeBook::new(
-            "fp4",
-            std::array::from_fn(|i| {
-                if i < 8 {
-                    magnitudes[i]
-                } else {
-                    -magnitudes[i - 8]
-                }
-            }),
-        );
         for x in [-1.0, -0.7, -0.4, -0.2, 0.004, 0.2, 0.3, 0.45, 0.9f32] {
-            let best = fp4
+            let best = FP4
                 .values
                 .iter()
                 .map(|v| (x - v).abs())
                 .fold(f32::MAX, f32::min);
-            let chosen = fp4.values[usize::from(nearest(&fp4, x))];
+            let chosen = FP4.values[usize::from(nearest(&FP4, x))];
             assert_eq!((x - chosen).abs(), best, "{x}");
         }
+    }
+
+    #[test]
+    fn of_the_two_zeros_of_fp4_each_takes_its_side() {
+        assert_eq!(nearest(&FP4, 0.0), 0);
+        assert_eq!(nearest(&FP4, -0.001), 0);
+        assert_eq!(nearest(&FP4, 0.001), 8);
     }
 }

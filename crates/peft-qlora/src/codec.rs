@@ -1,12 +1,14 @@
-//! Numbers to 4-bit codes and back, block by block.
+//! Numbers to 4-bit codes, and codes of 4 or 8 bits back to numbers, block by block.
 //!
 //! The flat sequence of values is cut into blocks; a block is kept as its largest magnitude and one
-//! code a value, two codes to a byte, the first in the high nibble. The last block may be short.
+//! code a value. The last block may be short. Of 4-bit codes two go to a byte, the first in the high
+//! nibble; [`int8`](crate::int8) makes those of 8 bits, whose blocks are the rows of a matrix.
 
 use rayon::prelude::*;
 
 use crate::code_book::CodeBook;
 use crate::double_quant::{self, NESTED_BLOCK};
+use crate::int8::STEP as INT8_STEP;
 
 /// Block sizes that bitsandbytes knows.
 pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
@@ -105,25 +107,47 @@ impl ScaleSlices<'_> {
 
 /// Reads any stretch of an encoded sequence.
 pub struct Decoder<'a> {
-    codes: &'a [u8],
+    codes: Codes<'a>,
     scales: ScaleSlices<'a>,
     block_size: usize,
-    pairs: [[f32; 2]; 256],
+}
+
+/// Codes, and what they stand for as fractions of their block's scale.
+enum Codes<'a> {
+    /// Two a byte.
+    FourBit {
+        bytes: &'a [u8],
+        pairs: Box<[[f32; 2]; 256]>,
+    },
+    /// One a byte.
+    Int8(&'a [i8]),
 }
 
 impl<'a> Decoder<'a> {
-    /// A reader of codes that were made with this table and block size.
+    /// A reader of 4-bit codes that were made with this table and block size.
     pub fn new(
         codes: &'a [u8],
         scales: ScaleSlices<'a>,
         block_size: usize,
         book: &CodeBook,
     ) -> Self {
+        let pairs = Box::new(book.pairs());
         Self {
-            codes,
+            codes: Codes::FourBit {
+                bytes: codes,
+                pairs,
+            },
             scales,
             block_size,
-            pairs: book.pairs(),
+        }
+    }
+
+    /// A reader of 8-bit codes; a block is a row of the matrix.
+    pub fn int8(codes: &'a [i8], scales: ScaleSlices<'a>, row: usize) -> Self {
+        Self {
+            codes: Codes::Int8(codes),
+            scales,
+            block_size: row,
         }
     }
 
@@ -149,31 +173,41 @@ impl<'a> Decoder<'a> {
             .for_each(|(i, part)| self.read(start + i * SHARE, part));
     }
 
-    fn read_in_block(&self, at: usize, scale: f32, mut out: &mut [f32]) {
-        if !at.is_multiple_of(2) {
-            out[0] = self.pair(at / 2)[1] * scale;
-            out = &mut out[1..];
-        }
-        let first = at.div_ceil(2);
-        let (pairs, last) = out.as_chunks_mut::<2>();
-        let codes = &self.codes[first..][..pairs.len()];
-        for (pair, byte) in pairs.iter_mut().zip(codes) {
-            *pair = self.pairs[usize::from(*byte)].map(|fraction| fraction * scale);
-        }
-        if let [value] = last {
-            *value = self.pair(first + pairs.len())[0] * scale;
+    fn read_in_block(&self, at: usize, scale: f32, out: &mut [f32]) {
+        match &self.codes {
+            Codes::FourBit { bytes, pairs } => read_pairs(bytes, pairs, at, scale, out),
+            Codes::Int8(codes) => {
+                let codes = &codes[at..][..out.len()];
+                for (v, code) in out.iter_mut().zip(codes) {
+                    *v = f32::from(*code) * scale * INT8_STEP;
+                }
+            }
         }
     }
+}
 
-    fn pair(&self, byte: usize) -> [f32; 2] {
-        self.pairs[usize::from(self.codes[byte])]
+/// Writes values of one block from the one at `at` on.
+fn read_pairs(bytes: &[u8], pairs: &[[f32; 2]; 256], at: usize, scale: f32, mut out: &mut [f32]) {
+    let pair = |byte: usize| pairs[usize::from(bytes[byte])];
+    if !at.is_multiple_of(2) {
+        out[0] = pair(at / 2)[1] * scale;
+        out = &mut out[1..];
+    }
+    let first = at.div_ceil(2);
+    let (whole, last) = out.as_chunks_mut::<2>();
+    let codes = &bytes[first..][..whole.len()];
+    for (values, byte) in whole.iter_mut().zip(codes) {
+        *values = pairs[usize::from(*byte)].map(|fraction| fraction * scale);
+    }
+    if let [value] = last {
+        *value = pair(first + whole.len())[0] * scale;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::code_book::NF4;
+    use crate::code_book::{FP4, NF4};
     use burn::tensor::Device;
     use peft_core::Init;
 
@@ -183,24 +217,30 @@ mod tests {
     }
 
     fn decode(encoded: &Encoded, n: usize, block_size: usize, double: bool) -> Vec<f32> {
+        decode_with(&NF4, encoded, n, block_size, double)
+    }
+
+    fn decode_with(
+        book: &CodeBook,
+        encoded: &Encoded,
+        n: usize,
+        block_size: usize,
+        double: bool,
+    ) -> Vec<f32> {
         let mut out = vec![0.0; n];
         let quantised = double_quant::quantise(&encoded.absmax);
         let scales = match double {
             true => quantised.slices(),
             false => ScaleSlices::Exact(&encoded.absmax),
         };
-        Decoder::new(&encoded.codes, scales, block_size, &NF4).read_parallel(0, &mut out);
+        Decoder::new(&encoded.codes, scales, block_size, book).read_parallel(0, &mut out);
         out
     }
 
-    fn rmse(block_size: usize, double: bool) -> f64 {
+    fn rmse(book: &CodeBook, block_size: usize, double: bool) -> f64 {
         let values = normal(1 << 20);
-        let out = decode(
-            &encode(&values, block_size, &NF4),
-            values.len(),
-            block_size,
-            double,
-        );
+        let encoded = encode(&values, block_size, book);
+        let out = decode_with(book, &encoded, values.len(), block_size, double);
         let squares = values
             .iter()
             .zip(&out)
@@ -213,16 +253,17 @@ mod tests {
     fn the_error_on_normal_values_is_that_of_bitsandbytes() {
         // Measured with bitsandbytes 0.50.2 on N(0, 1).
         let rows = [
-            (64, false, 0.09196),
-            (64, true, 0.09198),
-            (32, false, 0.0873),
-            (128, false, 0.0956),
+            (&NF4, 64, false, 0.09196),
+            (&NF4, 64, true, 0.09198),
+            (&NF4, 32, false, 0.0873),
+            (&NF4, 128, false, 0.0956),
+            (&FP4, 64, false, 0.1219),
         ];
-        for (block_size, double, expected) in rows {
-            let found = rmse(block_size, double);
+        for (book, block_size, double, expected) in rows {
+            let (name, found) = (book.name, rmse(book, block_size, double));
             assert!(
                 (found - expected).abs() < 2e-4,
-                "{block_size} {double}: {found}"
+                "{name} {block_size} {double}: {found}"
             );
         }
     }

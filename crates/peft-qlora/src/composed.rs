@@ -7,6 +7,8 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{FloatDType, IntDType, Shape, Slice, TensorData};
 
 use crate::double_quant::{self, NESTED_BLOCK};
+use crate::int8;
+use crate::packed_linear::Coding;
 use crate::packed_op::{BlockScales, PackedWeight};
 
 /// `x Wᵀ`
@@ -57,7 +59,10 @@ pub(crate) fn unpack<B: Backend>(weight: PackedWeight<B>) -> FloatTensor<B> {
         scales,
         layout,
     } = weight;
-    let fractions = table::<B>(&layout.book.values, nibbles::<B>(codes));
+    let fractions = match layout.coding {
+        Coding::FourBit(book) => table::<B>(&book.values, nibbles::<B>(codes)),
+        Coding::Int8 => B::int_into_float(codes, FloatDType::F32),
+    };
     let scales = match scales {
         BlockScales::Exact(absmax) => absmax,
         BlockScales::Quantised {
@@ -72,6 +77,11 @@ pub(crate) fn unpack<B: Backend>(weight: PackedWeight<B>) -> FloatTensor<B> {
         }
     };
     let values = times_scales::<B>(fractions, scales, layout.block_size);
+    let values = match layout.coding {
+        Coding::FourBit(_) => values,
+        // After the scale and not with it, as bitsandbytes rounds.
+        Coding::Int8 => B::float_mul_scalar(values, int8::STEP.into()),
+    };
     let values = B::float_slice(values, &[Slice::from(0..layout.numel() as isize)]);
     B::float_reshape(values, Shape::new([layout.d_out, layout.d_in]))
 }

@@ -10,6 +10,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use crate::codec::{Decoder, ScaleSlices};
 use crate::composed;
 use crate::packed_blocks::PackedBlocks;
+use crate::packed_linear::Coding;
 use crate::packed_op::{BlockScales, PackedWeight};
 use kernels::product::{self, Start, View};
 
@@ -73,12 +74,10 @@ fn with_decoder<T>(weight: PackedWeight<Flex>, work: impl FnOnce(&Decoder<'_>) -
     } = weight;
     let codes = contiguous(codes);
     let read = |scales| {
-        work(&Decoder::new(
-            bytes(&codes),
-            scales,
-            layout.block_size,
-            layout.book,
-        ))
+        work(&match layout.coding {
+            Coding::FourBit(book) => Decoder::new(bytes(&codes), scales, layout.block_size, book),
+            Coding::Int8 => Decoder::int8(signed(&codes), scales, layout.block_size),
+        })
     };
     match scales {
         BlockScales::Exact(absmax) => read(ScaleSlices::Exact(values(&contiguous(absmax)))),
@@ -108,6 +107,10 @@ fn values(tensor: &FlexTensor) -> &[f32] {
 
 fn bytes(tensor: &FlexTensor) -> &[u8] {
     tensor.as_slice().expect("a contiguous u8 tensor")
+}
+
+fn signed(tensor: &FlexTensor) -> &[i8] {
+    tensor.as_slice().expect("a contiguous i8 tensor")
 }
 
 fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {

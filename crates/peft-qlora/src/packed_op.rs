@@ -1,4 +1,4 @@
-//! The linear layer over a weight in 4 bits.
+//! The linear layer over a weight in 4 or 8 bits.
 //!
 //! Forward and backward each decode the weight for themselves. What stays alive in between is the
 //! codes and their scales: no dense weight, no input, no gradient of a weight.
@@ -13,8 +13,8 @@ use burn::backend::{
 };
 use burn::tensor::{Shape, Tensor};
 
-use crate::code_book::CodeBook;
 use crate::composed;
+use crate::packed_linear::Coding;
 
 /// How the values of a packed weight are laid out: row-major `[d_out, d_in]`, as in PyTorch.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct PackedLayout {
     pub(crate) d_in: usize,
     pub(crate) d_out: usize,
     pub(crate) block_size: usize,
-    pub(crate) book: &'static CodeBook,
+    pub(crate) coding: Coding,
 }
 
 impl PackedLayout {
@@ -37,10 +37,10 @@ impl PackedLayout {
     }
 }
 
-/// A weight in 4 bits.
+/// A weight in 4 or 8 bits.
 #[derive(ExtensionType, Clone, Debug)]
 pub(crate) struct PackedWeight<B: Backend> {
-    /// Two codes a byte.
+    /// As the layout's coding says: two a byte, or signed bytes.
     pub(crate) codes: IntTensor<B>,
     #[extension_type]
     pub(crate) scales: BlockScales<B>,

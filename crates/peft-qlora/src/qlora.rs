@@ -44,6 +44,7 @@ impl Default for Qlora {
         let Nf4 {
             block_size,
             double_quant,
+            ..
         } = Nf4::default();
         Self {
             rank,
@@ -59,10 +60,7 @@ impl Default for Qlora {
 impl Qlora {
     /// The storage half.
     pub fn nf4(&self) -> Nf4 {
-        Nf4 {
-            block_size: self.block_size,
-            double_quant: self.double_quant,
-        }
+        Nf4::new(self.block_size, self.double_quant)
     }
 
     /// The LoRA half.
@@ -158,13 +156,7 @@ mod tests {
     fn the_defaults_are_every_linear_layer_over_doubly_quantised_blocks_of_64() {
         let qlora: Qlora = serde_json::from_str("{}").unwrap();
         assert_eq!(qlora.targets, Targets::all_linear());
-        assert_eq!(
-            qlora.nf4(),
-            Nf4 {
-                block_size: 64,
-                double_quant: true
-            }
-        );
+        assert_eq!(qlora.nf4(), Nf4::new(64, true));
         assert_eq!(qlora.lora().rank, Lora::default().rank);
     }
 

@@ -4,50 +4,51 @@
 #![allow(deprecated)]
 
 use burn::tensor::Device;
+use peft_core::Storage;
 use peft_core::contract::{self, Setting};
 use peft_core::toy::Toy;
 use peft_lora::Lora;
-use peft_qlora::Nf4;
+use peft_qlora::{Fp4, Int8, Nf4};
 
 fn on_each_setting(check: impl Fn(&Setting<'_>)) {
-    for storage in [
-        Nf4::default(),
-        Nf4 {
-            block_size: 32,
-            double_quant: false,
-        },
-    ] {
+    let storages: [&dyn Storage; 4] = [
+        &Nf4::default(),
+        &Nf4::new(32, false),
+        &Fp4::default(),
+        &Int8 {},
+    ];
+    for storage in storages {
         for device in [Device::flex(), Device::ndarray()] {
             check(&Setting {
                 device,
-                storage: Some(&storage),
+                storage: Some(storage),
             });
         }
     }
 }
 
 #[test]
-fn lora_over_nf4_starts_at_the_packed_base() {
+fn lora_over_packed_weights_starts_at_the_packed_base() {
     on_each_setting(contract::identity_at_init::<Lora, Toy>);
 }
 
 #[test]
-fn lora_over_nf4_trains_its_own_parameters_only() {
+fn lora_over_packed_weights_trains_its_own_parameters_only() {
     on_each_setting(contract::only_declared_parameters_train::<Lora, Toy>);
 }
 
 #[test]
-fn lora_over_nf4_learns() {
+fn lora_over_packed_weights_learns() {
     on_each_setting(contract::loss_falls::<Lora, Toy>);
 }
 
 #[test]
-fn lora_over_nf4_is_saved_alone_and_restored() {
+fn lora_over_packed_weights_is_saved_alone_and_restored() {
     on_each_setting(contract::saved_alone_and_restored::<Lora, Toy>);
 }
 
 #[test]
-fn lora_over_nf4_merges_to_the_decoded_weight_and_the_update() {
+fn lora_over_packed_weights_merges_to_the_decoded_weight_and_the_update() {
     on_each_setting(contract::merge_preserves_the_output::<Lora, Toy>);
 }
 

@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Tensor};
 use peft_core::contract::random;
 use peft_core::{Dense, Pass, Proj, Role, Site, Storage};
-use peft_qlora::Nf4;
+use peft_qlora::{Int8, Nf4};
 
 struct Counting;
 
@@ -89,7 +89,7 @@ fn dense(device: &Device) -> Dense {
     Dense::new(random([WIDTH, WIDTH], device), None)
 }
 
-fn packed(device: &Device) -> Proj {
+fn packed(storage: &dyn Storage, device: &Device) -> Proj {
     let path = "layer".into();
     let site = Site {
         layer: 0,
@@ -98,7 +98,38 @@ fn packed(device: &Device) -> Proj {
         d_in: WIDTH,
         d_out: WIDTH,
     };
-    Nf4::default().pack(&site, dense(device).no_grad()).unwrap()
+    storage.pack(&site, dense(device).no_grad()).unwrap()
+}
+
+fn keeps_its_codes_alone(storage: &dyn Storage) {
+    let name = storage.name();
+    let layer = |device: &Device| packed(storage, device);
+    measure(layer); // thread pools and tables are made on first use
+
+    let bytes = measure(layer);
+    let stored = storage.bytes((WIDTH, WIDTH));
+    assert!(
+        bytes.layer < stored + 8192,
+        "{name}: {} bytes, {stored} of them the weight",
+        bytes.layer
+    );
+    // Alive: the input and the output. No activation in between, no decoded weight.
+    let floor = bytes.layer + 2 * ACTIVATION;
+    assert!(
+        bytes.between < floor + 65_536,
+        "{name}: {} bytes above",
+        bytes.between - floor
+    );
+    let forward = bytes.forward_peak - bytes.layer - 3 * ACTIVATION;
+    assert!(
+        forward < SLACK,
+        "{name}: forward holds {forward} bytes beside the activations"
+    );
+    let backward = bytes.backward_peak - bytes.layer - 4 * ACTIVATION;
+    assert!(
+        backward < SLACK,
+        "{name}: backward holds {backward} bytes beside the activations"
+    );
 }
 
 /// One test, because the counters are the whole process's.
@@ -109,32 +140,8 @@ fn a_packed_layer_keeps_its_codes_and_no_dense_weight_or_gradient_of_one() {
         .num_threads(2)
         .build_global()
         .expect("no pool yet");
-    measure(packed); // thread pools and tables are made on first use
-
-    let bytes = measure(packed);
-    let stored = Nf4::default().bytes(WIDTH * WIDTH);
-    assert!(
-        bytes.layer < stored + 8192,
-        "{} bytes, {stored} of them the weight",
-        bytes.layer
-    );
-    // Alive: the input and the output. No activation in between, no decoded weight.
-    let floor = bytes.layer + 2 * ACTIVATION;
-    assert!(
-        bytes.between < floor + 65_536,
-        "{} bytes above",
-        bytes.between - floor
-    );
-    let forward = bytes.forward_peak - bytes.layer - 3 * ACTIVATION;
-    assert!(
-        forward < SLACK,
-        "forward holds {forward} bytes beside the activations"
-    );
-    let backward = bytes.backward_peak - bytes.layer - 4 * ACTIVATION;
-    assert!(
-        backward < SLACK,
-        "backward holds {backward} bytes beside the activations"
-    );
+    keeps_its_codes_alone(&Nf4::default());
+    keeps_its_codes_alone(&Int8 {});
 
     // A frozen dense layer keeps its weight; one that is trained gets a dense gradient too. That
     // the same count sees both shows that it would see them above.

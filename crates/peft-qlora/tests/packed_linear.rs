@@ -7,9 +7,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft_core::contract::{random, relative_distance};
 use peft_core::{CoreError, Dense, Pass, Proj, Projection, Role, Site, Storage, state};
-use peft_qlora::code_book::NF4;
 use peft_qlora::codec::{self, Decoder, ScaleSlices};
-use peft_qlora::{Nf4, PackedLinear, double_quant};
+use peft_qlora::storage::Code;
+use peft_qlora::{FourBit, Fp4, Int8, Nf4, PackedLinear, double_quant, int8};
 
 /// Rows, `d_in`, `d_out`: odd sizes, a single value, more outputs than one tile of decoded rows.
 const SIZES: [[usize; 3]; 6] = [
@@ -25,17 +25,63 @@ fn devices() -> [Device; 2] {
     [Device::flex().autodiff(), Device::ndarray().autodiff()]
 }
 
-fn storages() -> [Nf4; 3] {
+/// Encodes and decodes row-major values of rows of this length by the codec.
+type Decode = dyn Fn(&[f32], usize) -> Vec<f32>;
+
+/// A storage, and what the codec makes of a weight.
+struct Case {
+    storage: Box<dyn Storage>,
+    decode: Box<Decode>,
+}
+
+fn four_bit<C: Code>(storage: FourBit<C>) -> Case {
+    let FourBit {
+        block_size,
+        double_quant,
+        ..
+    } = storage;
+    let decode = move |values: &[f32], _: usize| {
+        let encoded = codec::encode(values, block_size, C::book());
+        let quantised = double_quant::quantise(&encoded.absmax);
+        let scales = match double_quant {
+            true => quantised.slices(),
+            false => ScaleSlices::Exact(&encoded.absmax),
+        };
+        let mut decoded = vec![0.0; values.len()];
+        Decoder::new(&encoded.codes, scales, block_size, C::book()).read(0, &mut decoded);
+        decoded
+    };
+    Case {
+        storage: Box::new(storage),
+        decode: Box::new(decode),
+    }
+}
+
+fn eight_bit() -> Case {
+    let decode = |values: &[f32], row: usize| {
+        let encoded = int8::encode(values, row);
+        let mut decoded = vec![0.0; values.len()];
+        let scales = ScaleSlices::Exact(&encoded.absmax);
+        Decoder::int8(&encoded.codes, scales, row).read(0, &mut decoded);
+        decoded
+    };
+    Case {
+        storage: Box::new(Int8 {}),
+        decode: Box::new(decode),
+    }
+}
+
+fn nf4() -> Case {
+    four_bit(Nf4::default())
+}
+
+fn cases() -> [Case; 5] {
     [
-        Nf4::default(),
-        Nf4 {
-            block_size: 32,
-            double_quant: true,
-        },
-        Nf4 {
-            block_size: 128,
-            double_quant: false,
-        },
+        nf4(),
+        four_bit(Nf4::new(32, true)),
+        four_bit(Nf4::new(128, false)),
+        four_bit(Fp4::default()),
+        eight_bit(),
     ]
 }
 
@@ -49,18 +95,16 @@ fn site(d_in: usize, d_out: usize) -> Site {
     }
 }
 
-fn for_each_case(mut check: impl FnMut(&Device, &Nf4, [usize; 3])) {
+fn for_each_case(mut check: impl FnMut(&Device, &Case, [usize; 3])) {
     for device in devices() {
-        for storage in storages() {
-            SIZES
-                .iter()
-                .for_each(|sizes| check(&device, &storage, *sizes));
+        for case in cases() {
+            SIZES.iter().for_each(|sizes| check(&device, &case, *sizes));
         }
     }
 }
 
 /// A packed layer and a dense one of the weight that the codec decodes on the host.
-fn pair(device: &Device, storage: &Nf4, d_in: usize, d_out: usize) -> (Proj, Dense) {
+fn pair(device: &Device, case: &Case, d_in: usize, d_out: usize) -> (Proj, Dense) {
     let weight = random([d_in, d_out], device);
     let bias = random([d_out], device);
     let values = weight
@@ -69,17 +113,10 @@ fn pair(device: &Device, storage: &Nf4, d_in: usize, d_out: usize) -> (Proj, Den
         .into_data()
         .try_to_vec::<f32>()
         .unwrap();
-    let encoded = codec::encode(&values, storage.block_size, &NF4);
-    let quantised = double_quant::quantise(&encoded.absmax);
-    let scales = match storage.double_quant {
-        true => quantised.slices(),
-        false => ScaleSlices::Exact(&encoded.absmax),
-    };
-    let mut decoded = vec![0.0; values.len()];
-    Decoder::new(&encoded.codes, scales, storage.block_size, &NF4).read(0, &mut decoded);
+    let decoded = (case.decode)(&values, d_in);
     let decoded = Tensor::<2>::from_data(TensorData::new(decoded, [d_out, d_in]), device);
     let dense = Dense::new(weight, Some(bias.clone())).no_grad();
-    let packed = storage.pack(&site(d_in, d_out), dense).unwrap();
+    let packed = case.storage.pack(&site(d_in, d_out), dense).unwrap();
     (
         packed,
         Dense::new(decoded.transpose(), Some(bias)).no_grad(),
@@ -93,9 +130,9 @@ fn assert_close(a: Tensor<3>, b: Tensor<3>, what: &str) {
 
 #[test]
 fn values_and_gradients_are_those_of_the_decoded_dense_layer() {
-    for_each_case(|device, storage, [rows, d_in, d_out]| {
-        let what = format!("{device:?} {storage:?} {rows} {d_in} {d_out}");
-        let (packed, dense) = pair(device, storage, d_in, d_out);
+    for_each_case(|device, case, [rows, d_in, d_out]| {
+        let what = format!("{device:?} {:?} {rows} {d_in} {d_out}", case.storage);
+        let (packed, dense) = pair(device, case, d_in, d_out);
         let start = random([2, rows, d_in], device);
         let upstream = random([2, rows, d_out], device);
         let run = |proj: &Proj| {
@@ -116,8 +153,8 @@ fn values_and_gradients_are_those_of_the_decoded_dense_layer() {
 
 #[test]
 fn the_unpacked_weight_is_the_decoded_one_bit_for_bit_and_merging_keeps_it() {
-    for_each_case(|device, storage, [_, d_in, d_out]| {
-        let (packed, dense) = pair(device, storage, d_in, d_out);
+    for_each_case(|device, case, [_, d_in, d_out]| {
+        let (packed, dense) = pair(device, case, d_in, d_out);
         let pass = Pass::new();
         let expected = dense.weight.val().into_data();
         assert_eq!(packed.weight(&pass).into_data(), expected);
@@ -135,7 +172,7 @@ fn the_unpacked_weight_is_the_decoded_one_bit_for_bit_and_merging_keeps_it() {
 fn the_gradient_of_the_input_is_the_finite_difference() {
     // The layer is linear, so that a difference of any width is exact up to rounding.
     for device in devices() {
-        let (packed, _) = pair(&device, &Nf4::default(), 9, 11);
+        let (packed, _) = pair(&device, &nf4(), 9, 11);
         let upstream = random([1, 2, 11], &device);
         let loss = |x: Tensor<3>| (packed.forward(x, &Pass::new()) * upstream.clone()).sum();
         let x = random([1, 2, 9], &device).require_grad();
@@ -159,11 +196,13 @@ fn the_gradient_of_the_input_is_the_finite_difference() {
 #[test]
 fn inputs_in_any_strides_are_read_right() {
     for device in devices() {
-        let (packed, dense) = pair(&device, &Nf4::default(), 6, 5);
-        let wide = random([4, 3, 14], &device);
-        let x = || wide.clone().narrow(2, 5, 6).swap_dims(0, 1);
-        let expected = Proj::new(dense).forward(x(), &Pass::new());
-        assert_close(packed.forward(x(), &Pass::new()), expected, "strided");
+        for case in cases() {
+            let (packed, dense) = pair(&device, &case, 6, 5);
+            let wide = random([4, 3, 14], &device);
+            let x = || wide.clone().narrow(2, 5, 6).swap_dims(0, 1);
+            let expected = Proj::new(dense).forward(x(), &Pass::new());
+            assert_close(packed.forward(x(), &Pass::new()), expected, "strided");
+        }
     }
 }
 
@@ -190,56 +229,56 @@ fn a_bias_that_is_trained_receives_its_gradient() {
 #[test]
 fn nothing_of_a_packed_weight_is_ever_trained() {
     for device in devices() {
-        let (packed, _) = pair(&device, &Nf4::default(), 9, 11);
-        let packed = packed.valid().train();
-        let rows = state::parameters(&packed);
-        assert_eq!(rows.len(), 5, "codes, three parts of the scales, the bias");
-        assert!(rows.iter().all(|row| !row.trainable), "{rows:?}");
+        for (case, parts) in [(nf4(), 5), (eight_bit(), 3)] {
+            let (packed, _) = pair(&device, &case, 9, 11);
+            let packed = packed.valid().train();
+            let rows = state::parameters(&packed);
+            assert_eq!(rows.len(), parts, "codes, the parts of the scales, bias");
+            assert!(rows.iter().all(|row| !row.trainable), "{rows:?}");
+        }
     }
 }
 
 #[test]
 fn the_weight_takes_the_bytes_of_the_closed_form() {
-    for_each_case(|device, storage, [_, d_in, d_out]| {
-        let (packed, _) = pair(device, storage, d_in, d_out);
+    for_each_case(|device, case, [_, d_in, d_out]| {
+        let (packed, _) = pair(device, case, d_in, d_out);
         let rows = state::parameters(&packed);
         let weight = rows
             .iter()
             .filter(|row| row.name != "bias")
             .map(|row| row.bytes)
             .sum::<usize>();
-        assert_eq!(weight, storage.bytes(d_in * d_out));
+        assert_eq!(weight, case.storage.bytes((d_in, d_out)));
     });
-    let bits = |storage: Nf4| storage.bytes(1 << 24) as f64 * 8.0 / f64::from(1 << 24);
-    assert!((bits(Nf4::default()) - 4.127).abs() < 1e-3);
-    assert_eq!(
-        bits(Nf4 {
-            double_quant: false,
-            ..Nf4::default()
-        }),
-        4.5
-    );
+    let bits =
+        |storage: &dyn Storage| storage.bytes((1 << 12, 1 << 12)) as f64 * 8.0 / f64::from(1 << 24);
+    assert!((bits(&Nf4::default()) - 4.127).abs() < 1e-3);
+    assert_eq!(bits(&Fp4::new(64, false)), 4.5);
+    assert_eq!(bits(&Int8 {}), 8.0 + 32.0 / 4096.0);
 }
 
 #[test]
 fn half_precision_inputs_get_half_precision_outputs() {
     let device = Device::flex();
-    let (packed, dense) = pair(&device, &Nf4::default(), 40, 8);
-    let x = random([1, 3, 40], &device);
-    let bias = dense
-        .bias
-        .clone()
-        .map(|b| Param::from_tensor(b.val().cast(DType::F16)));
-    let mut half: PackedLinear = packed.downcast_ref::<PackedLinear>().unwrap().clone();
-    half.bias = bias;
-    let y = Projection::forward(&half, x.clone().cast(DType::F16), &Pass::new());
-    assert_eq!(y.dtype(), DType::F16);
-    let expected = Proj::new(dense).forward(x, &Pass::new());
-    let distance = relative_distance(&y.cast(DType::F32).into_data(), &expected.into_data());
-    assert!(distance < 5e-3, "{distance}");
+    for case in [nf4(), eight_bit()] {
+        let (packed, dense) = pair(&device, &case, 40, 8);
+        let x = random([1, 3, 40], &device);
+        let bias = dense
+            .bias
+            .clone()
+            .map(|b| Param::from_tensor(b.val().cast(DType::F16)));
+        let mut half: PackedLinear = packed.downcast_ref::<PackedLinear>().unwrap().clone();
+        half.bias = bias;
+        let y = Projection::forward(&half, x.clone().cast(DType::F16), &Pass::new());
+        assert_eq!(y.dtype(), DType::F16);
+        let expected = Proj::new(dense).forward(x, &Pass::new());
+        let distance = relative_distance(&y.cast(DType::F32).into_data(), &expected.into_data());
+        assert!(distance < 5e-3, "{distance}");
+    }
 }
 
-fn pack_error(storage: &Nf4, weight: Vec<f32>) -> CoreError {
+fn pack_error(storage: &dyn Storage, weight: Vec<f32>) -> CoreError {
     let weight = Tensor::<2>::from_data(TensorData::new(weight, [3, 2]), &Device::flex());
     storage
         .pack(&site(3, 2), Dense::new(weight, None))
@@ -257,15 +296,18 @@ fn a_weight_that_is_not_finite_is_refused_with_its_layer_and_place() {
 }
 
 #[test]
+fn a_weight_that_16_bits_do_not_hold_is_refused_by_int8_with_its_place() {
+    let error = pack_error(&Int8 {}, vec![0.0, 1.0, 2.0, 3.0, 7e4, 5.0]).to_string();
+    // Row 2 of [d_in, d_out] and column 0: in PyTorch's [out, in] at [0, 2].
+    assert!(
+        error.contains("`h.0.mlp.up.weight[0, 2]` is 70000") && error.contains("65504"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_impossible_block_size_is_refused_with_its_layer_and_what_is_allowed() {
-    let error = pack_error(
-        &Nf4 {
-            block_size: 63,
-            double_quant: true,
-        },
-        vec![0.0; 6],
-    )
-    .to_string();
+    let error = pack_error(&Nf4::new(63, true), vec![0.0; 6]).to_string();
     for part in [
         "`block_size`",
         "`h.0.mlp.up`",
@@ -286,4 +328,6 @@ fn a_misspelt_key_of_the_storage_is_an_error_that_names_it() {
         "{error}"
     );
     assert_eq!(serde_json::from_str::<Nf4>("{}").unwrap(), Nf4::default());
+    let text = serde_json::to_string(&Fp4::default()).unwrap();
+    assert_eq!(text, r#"{"block_size":64,"double_quant":true}"#);
 }

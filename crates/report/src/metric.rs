@@ -35,6 +35,16 @@ impl Metric {
         }
     }
 
+    /// The value moved to where the metric can be: an interval by Student's t knows no bounds.
+    #[must_use]
+    pub fn within(&self, value: f64) -> f64 {
+        let from_zero = ["accuracy", "exact_match", "bleu", "f1"];
+        match self.is_fraction() && from_zero.iter().any(|name| self.name.contains(name)) {
+            true => value.clamp(0.0, 1.0),
+            false => value,
+        }
+    }
+
     /// The number alone, in the unit of [`Metric::scaled`].
     #[must_use]
     pub fn number(&self, value: f64) -> String {
@@ -95,5 +105,13 @@ mod tests {
         assert!(metric("accuracy", true).better(0.9, 0.8));
         assert!(metric("loss", false).better(0.8, 0.9));
         assert!(!metric("loss", false).better(0.8, 0.8));
+    }
+
+    #[test]
+    fn intervals_end_where_the_metric_does() {
+        assert_eq!(metric("accuracy", true).within(1.02), 1.0);
+        assert_eq!(metric("exact_match", true).within(-0.1), 0.0);
+        assert_eq!(metric("matthews", true).within(-0.1), -0.1);
+        assert_eq!(metric("perplexity", false).within(3.0), 3.0);
     }
 }

@@ -170,8 +170,13 @@ impl RowView {
             Cell::of(e.map(|e| metric.scaled(e.mean)), |_| text)
         };
         let interval = row.test.and_then(|e| e.interval);
-        let interval =
-            interval.map(|(a, b)| format!("{} to {}", metric.number(a), metric.number(b)));
+        let interval = interval.map(|(a, b)| {
+            format!(
+                "{} to {}",
+                metric.number(metric.within(a)),
+                metric.number(metric.within(b))
+            )
+        });
         let versus = row.versus_best;
         let difference = |v: Paired| {
             let (low, high) = v.interval;

@@ -132,7 +132,7 @@ impl ClassEncoder {
         train: &Table,
     ) -> Result<Self, TaskError> {
         let environment = environment();
-        Text::compile(&environment, "text", &config.text)?;
+        Text::compile(&environment, "text", &config.text)?.check_fields()?;
         if let Some(pair) = &config.pair {
             Text::compile(&environment, "pair", pair)?;
         }
@@ -199,8 +199,7 @@ impl ClassEncoder {
                     .labels
                     .index(&label)
                     .ok_or_else(|| TaskError::UnknownLabel {
-                        path: table.path.clone(),
-                        line: row.line,
+                        at: table.at(row),
                         label,
                         known: listed(self.labels.0.iter().map(String::as_str)),
                     })?;

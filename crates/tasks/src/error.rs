@@ -2,6 +2,37 @@
 
 use std::path::{Path, PathBuf};
 
+/// A place in a file, written "`a.csv` line 3".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At {
+    /// The file.
+    pub path: PathBuf,
+    /// What `number` counts.
+    pub unit: Unit,
+    /// From 1.
+    pub number: usize,
+}
+
+/// What places in a file are counted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// Lines of text.
+    #[default]
+    Line,
+    /// Rows of a file that has no lines.
+    Row,
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = match self.unit {
+            Unit::Line => "line",
+            Unit::Row => "row",
+        };
+        write!(f, "`{}` {unit} {}", self.path.display(), self.number)
+    }
+}
+
 /// Every error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -14,12 +45,10 @@ pub enum TaskError {
         source: std::io::Error,
     },
     /// A file's contents are not what its format asks for.
-    #[error("`{}` line {line}: {reason}", path.display())]
+    #[error("{at}: {reason}")]
     File {
-        /// The file.
-        path: PathBuf,
-        /// Line in the file, from 1.
-        line: usize,
+        /// Where.
+        at: At,
         /// What was found and what was expected.
         reason: String,
     },
@@ -31,7 +60,8 @@ pub enum TaskError {
     },
     /// A file's name does not tell its format.
     #[error(
-        "`{}` does not tell its format by its name; expected `.jsonl`, `.csv` or `.tsv`, or set the format",
+        "`{}` does not tell its format by its name; expected `.jsonl`, `.json`, `.csv`, `.tsv` or \
+         `.parquet`, or set the format",
         path.display()
     )]
     UnknownFormat {
@@ -39,12 +69,10 @@ pub enum TaskError {
         path: PathBuf,
     },
     /// A template or a label asks for a field that a row does not have.
-    #[error("`{}` line {line} has no field `{field}`; its fields are {known}", path.display())]
+    #[error("{at} has no field `{field}`; its fields are {known}")]
     MissingField {
-        /// The file.
-        path: PathBuf,
-        /// Line in the file, from 1.
-        line: usize,
+        /// Where.
+        at: At,
         /// The field asked for.
         field: String,
         /// The fields there are.
@@ -60,17 +88,40 @@ pub enum TaskError {
         /// What the template engine said.
         reason: String,
     },
+    /// A chat template is not valid, or does not do what training on it needs.
+    #[error("the chat template of {name}: {reason}")]
+    ChatTemplate {
+        /// Where the template is from.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Chats without a template to write them by.
+    #[error(
+        "{place} has no chat template; add `chat_template` to its `tokenizer_config.json` or a \
+         `chat_template.jinja` beside it, or set `chat_template` in the study to a file or one of \
+         {known}"
+    )]
+    NoChatTemplate {
+        /// The model folder.
+        place: String,
+        /// The templates built in.
+        known: String,
+    },
+    /// Keys of a configuration that contradict each other.
+    #[error("{reason}")]
+    Config {
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A completion does not fit.
     #[error(
-        "`{}` line {line}: the completion has {found} tokens with its end token, more than \
-         `max_length` = {most} leaves; raise `max_length` or set `overlong = \"skip\"`",
-        path.display()
+        "{at}: the completion has {found} tokens with its end token, more than `max_length` = \
+         {most} leaves; raise `max_length` or set `overlong` to `truncate` or `skip`"
     )]
     Overlong {
-        /// The file.
-        path: PathBuf,
-        /// Line in the file, from 1.
-        line: usize,
+        /// Where.
+        at: At,
         /// Tokens of the completion.
         found: usize,
         /// Most tokens of an example.
@@ -85,12 +136,10 @@ pub enum TaskError {
         least: usize,
     },
     /// A label is not among the known ones.
-    #[error("`{}` line {line}: unknown label `{label}`; the labels are {known}", path.display())]
+    #[error("{at}: unknown label `{label}`; the labels are {known}")]
     UnknownLabel {
-        /// The file.
-        path: PathBuf,
-        /// Line in the file, from 1.
-        line: usize,
+        /// Where.
+        at: At,
         /// The label found.
         label: String,
         /// The labels known.

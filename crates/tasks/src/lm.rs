@@ -1,86 +1,53 @@
-//! Rows to causal language model examples: a prompt that is given and a completion that is learned.
+//! Rows to causal language model examples: a prompt that is given and a completion that is learned,
+//! or a chat of which the assistant's turns are learned.
+
+mod chat;
+mod data;
+mod fit;
+mod pair;
+
+use std::collections::HashSet;
+use std::ops::Range;
 
 use minijinja::Environment;
-use serde::{Deserialize, Serialize};
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 use crate::TaskError;
-use crate::read::Table;
-use crate::split::Example;
+use crate::chat_template::ChatTemplate;
+use crate::layout::{Layout, Sample};
+use crate::read::{Row, Table};
 use crate::template::{Text, environment};
 
-/// What to do with a completion that does not fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Overlong {
-    /// Stop with an error that names the row.
-    #[default]
-    Error,
-    /// Leave the row out and count it in [`LmData::skipped`].
-    Skip,
-}
+use fit::{Draft, Fate};
 
-/// How a row becomes an example.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LmConfig {
-    /// Template of the prompt: `"{{ question }}\nAnswer:"`.
-    pub prompt: String,
-    /// Template of the completion: `" {{ answer }}"`.
-    pub completion: String,
-    /// Most tokens of an example. A prompt that is too long loses its start; a completion is
-    /// never cut.
-    pub max_length: usize,
-    /// What to do with a completion that does not fit.
-    #[serde(default)]
-    pub overlong: Overlong,
-}
-
-/// One example as a model takes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LmExample {
-    /// Prompt, completion, end token.
-    pub ids: Vec<u32>,
-    /// Where the completion starts in `ids`; only from here on is the loss taken. At least 1, so
-    /// that every completion token has a token before it to be predicted from.
-    pub completion_start: usize,
-    /// The prompt in full.
-    pub prompt_text: String,
-    /// The completion.
-    pub completion_text: String,
-}
-
-impl Example for LmExample {
-    fn input(&self) -> &str {
-        &self.prompt_text
-    }
-}
-
-/// The examples of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LmData {
-    /// In the order of the file.
-    pub examples: Vec<LmExample>,
-    /// Prompts that lost their start.
-    pub truncated: usize,
-    /// Rows left out because their completion does not fit.
-    pub skipped: usize,
-}
+pub use data::{EndOfTurn, LmConfig, LmData, LmExample, LossOn, Overlong};
 
 /// Turns rows into [`LmExample`]s.
 pub struct LmEncoder {
     config: LmConfig,
     tokenizer: Tokenizer,
+    /// Without what surrounds a text, as chat templates write it themselves.
+    bare: Tokenizer,
+    /// The tokens that are no text.
+    special: HashSet<u32>,
     eos: u32,
     environment: Environment<'static>,
+    chat: Option<ChatTemplate>,
 }
 
 impl LmEncoder {
-    /// Checks the templates and the limit. `eos` ends every completion; see [`token_id`].
+    /// Checks the templates and the limit. `eos` ends every completion; see [`token_id`]. `chat`
+    /// writes chats as text.
     ///
     /// # Errors
-    /// If a template is not valid or the limit leaves no room for a completion.
-    pub fn new(config: LmConfig, tokenizer: &Tokenizer, eos: u32) -> Result<Self, TaskError> {
+    /// If a template is not valid, the limit leaves no room for a completion, or chats have no
+    /// template.
+    pub fn new(
+        config: LmConfig,
+        tokenizer: &Tokenizer,
+        eos: u32,
+        chat: Option<ChatTemplate>,
+    ) -> Result<Self, TaskError> {
         // One token to predict from, one to predict, the end.
         const LEAST: usize = 3;
         if config.max_length < LEAST {
@@ -89,128 +56,137 @@ impl LmEncoder {
                 least: LEAST,
             });
         }
+        if chat.is_none() && config.layout.is_some_and(Layout::is_chat) {
+            return Err(TaskError::NoChatTemplate {
+                place: "the model".to_string(),
+                known: crate::error::listed(ChatTemplate::builtins()),
+            });
+        }
         let environment = environment();
-        Text::compile(&environment, "prompt", &config.prompt)?;
-        Text::compile(&environment, "completion", &config.completion)?;
+        let prompt = Text::compile(&environment, "prompt", &config.prompt)?;
+        let completion = Text::compile(&environment, "completion", &config.completion)?;
+        if config.layout.is_none() {
+            prompt.check_fields()?;
+            completion.check_fields()?;
+        }
+        let tokenizer = unlimited(tokenizer)?;
+        let chat = chat.map(|chat| chat.with_end_token(tokenizer.id_to_token(eos)));
+        let mut bare = tokenizer.clone();
+        bare.with_post_processor(None::<PostProcessorWrapper>);
+        let added = tokenizer.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special).map(|(id, _)| id);
         Ok(Self {
             config,
-            tokenizer: unlimited(tokenizer)?,
+            special: special.collect(),
+            tokenizer,
+            bare,
             eos,
             environment,
+            chat,
         })
     }
 
     /// The examples of a table.
     ///
     /// # Errors
-    /// If a row lacks a field, its completion is empty or (unless skipped) too long, or there is
-    /// nothing to predict the completion from.
+    /// If a row is not what its layout asks for or lacks a field, its completion is empty or too
+    /// long, or there is nothing to predict the completion from; the message names the place.
     pub fn encode(&self, table: &Table) -> Result<LmData, TaskError> {
         let prompt = Text::compile(&self.environment, "prompt", &self.config.prompt)?;
         let completion = Text::compile(&self.environment, "completion", &self.config.completion)?;
-        let mut data = LmData {
-            examples: Vec::new(),
-            truncated: 0,
-            skipped: 0,
-        };
+        let chat = self.chat.as_ref().map(ChatTemplate::compile).transpose()?;
+        let mut data = LmData::default();
         for row in &table.rows {
-            let refuse = |reason: &str| TaskError::File {
-                path: table.path.clone(),
-                line: row.line,
-                reason: reason.to_string(),
+            let sample = match self.config.layout {
+                Some(layout) => layout.sample(table, row)?,
+                None => Sample::Pair {
+                    prompt: prompt.render(table, row)?,
+                    completion: completion.render(table, row)?,
+                },
             };
-            let (prompt, completion) = (prompt.render(table, row)?, completion.render(table, row)?);
-            if completion.trim().is_empty() {
-                return Err(refuse("the completion is empty; expected text to learn"));
-            }
-            match self.example(prompt, completion)? {
-                Encoded::Fits(example) => data.examples.push(example),
-                Encoded::Cut(example) => {
-                    data.truncated += 1;
-                    data.examples.push(example);
+            let draft = match (sample, &chat) {
+                (Sample::Pair { prompt, completion }, _) => {
+                    if completion.trim().is_empty() {
+                        let reason = "the completion is empty; expected text to learn";
+                        return Err(table.error(row, reason));
+                    }
+                    self.pair(prompt, completion)?
                 }
-                Encoded::Promptless => {
-                    return Err(refuse(
-                        "the prompt has no tokens; expected text to go on from",
-                    ));
+                (Sample::Chat(turns), Some(template)) => {
+                    let chat = self
+                        .chat(template, turns)
+                        .map_err(|error| placed(error, table, row))?;
+                    data.shortened += usize::from(chat.shortened);
+                    data.end_of_turn = data.end_of_turn.or(chat.end_of_turn);
+                    chat.draft
                 }
-                Encoded::Overlong(_) if self.config.overlong == Overlong::Skip => data.skipped += 1,
-                Encoded::Overlong(found) => {
-                    return Err(TaskError::Overlong {
-                        path: table.path.clone(),
-                        line: row.line,
-                        found,
-                        most: self.config.max_length,
-                    });
-                }
-            }
+                (Sample::Chat(_), None) => unreachable!("checked when the encoder was made"),
+            };
+            self.add(&mut data, draft, table, row)?;
+        }
+        if data.examples.is_empty() {
+            let reason = "every completion is longer than `max_length`; raise it";
+            return Err(table.error(&table.rows[0], reason));
         }
         Ok(data)
     }
 
-    fn example(&self, prompt_text: String, completion_text: String) -> Result<Encoded, TaskError> {
-        // Apart from each other: the boundary is where it will be at generation, when there is a
-        // prompt and nothing else.
-        let (mut ids, body) = self.prompt_ids(&prompt_text)?;
-        if ids.is_empty() && body.is_empty() {
-            return Ok(Encoded::Promptless);
+    /// Brings an example to its length and adds it.
+    fn add(
+        &self,
+        data: &mut LmData,
+        draft: Draft,
+        table: &Table,
+        row: &Row,
+    ) -> Result<(), TaskError> {
+        if draft.answer == 0 {
+            let reason = "the prompt has no tokens; expected text to go on from";
+            return Err(table.error(row, reason));
         }
-        let mut answer = self.ids(&completion_text)?;
-        answer.push(self.eos);
-        // One token at least must stand before the completion, to predict it from.
-        if answer.len() + ids.len().max(1) > self.config.max_length {
-            return Ok(Encoded::Overlong(answer.len()));
+        let most = self.config.max_length;
+        let (fate, example) = draft.fit(most);
+        match (fate, self.config.overlong) {
+            (Fate::Whole, _) => {}
+            (Fate::PromptCut, _) => data.truncated += 1,
+            (Fate::CompletionCut { .. }, Overlong::Truncate) => data.cut += 1,
+            (Fate::CompletionCut { .. } | Fate::NothingLeft { .. }, Overlong::Skip) => {
+                data.skipped += 1;
+                return Ok(());
+            }
+            (Fate::CompletionCut { found }, Overlong::Error) => {
+                return Err(TaskError::Overlong {
+                    at: table.at(row),
+                    found,
+                    most,
+                });
+            }
+            (Fate::NothingLeft { kept }, _) => {
+                let reason = format!(
+                    "{kept} tokens are always kept in front, which leaves none of `max_length` = \
+                     {most} for the completion; raise `max_length`"
+                );
+                return Err(table.error(row, reason));
+            }
         }
-        let room = self.config.max_length - ids.len() - answer.len();
-        let cut = body.len().saturating_sub(room);
-        ids.extend_from_slice(&body[cut..]);
-        let completion_start = ids.len();
-        ids.append(&mut answer);
-        let example = LmExample {
-            ids,
-            completion_start,
-            prompt_text,
-            completion_text,
-        };
-        Ok(if cut > 0 {
-            Encoded::Cut(example)
-        } else {
-            Encoded::Fits(example)
-        })
+        data.examples.push(example);
+        Ok(())
     }
 
-    /// The prompt's ids: the special tokens a model expects in front (Llama's `<s>`), which are
-    /// never cut, and the text. Special tokens *behind* a text would end it before the completion
-    /// starts, so they are left out.
-    fn prompt_ids(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), TaskError> {
-        let encoding = self
-            .tokenizer
-            .encode(text, true)
-            .map_err(TaskError::tokenizer)?;
-        let special = encoding.get_special_tokens_mask();
-        let lead = special.iter().take_while(|&&mark| mark == 1).count();
-        let body = self.ids(text)?;
-        Ok((encoding.get_ids()[..lead].to_vec(), body))
-    }
-
-    fn ids(&self, text: &str) -> Result<Vec<u32>, TaskError> {
-        let encoding = self
-            .tokenizer
-            .encode(text, false)
-            .map_err(TaskError::tokenizer)?;
-        Ok(encoding.get_ids().to_vec())
+    /// The parts of an example that are learned, given those of completions.
+    fn loss(&self, completions: Vec<Range<usize>>, length: usize) -> Vec<Range<usize>> {
+        match self.config.loss_on {
+            LossOn::Completion => completions,
+            LossOn::All => vec![1..length],
+        }
     }
 }
 
-/// What became of a row.
-enum Encoded {
-    Fits(LmExample),
-    /// Its prompt has lost its start.
-    Cut(LmExample),
-    /// There is nothing to predict its completion from.
-    Promptless,
-    /// Its completion has this many tokens, more than fit.
-    Overlong(usize),
+/// An error about a row, with its place.
+fn placed(error: TaskError, table: &Table, row: &Row) -> TaskError {
+    match error {
+        TaskError::ChatTemplate { .. } => table.error(row, error.to_string()),
+        other => other,
+    }
 }
 
 /// The id of a token by its text, such as `<|endoftext|>`.
@@ -237,3 +213,6 @@ pub(crate) fn unlimited(tokenizer: &Tokenizer) -> Result<Tokenizer, TaskError> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod chat_tests;

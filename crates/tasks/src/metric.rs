@@ -59,6 +59,12 @@ impl Metric {
         }
     }
 
+    /// Whether it scores classes, not texts.
+    #[must_use]
+    pub fn is_of_classes(self) -> bool {
+        matches!(self, Metric::Accuracy | Metric::MacroF1 | Metric::Matthews)
+    }
+
     /// Whether a larger value is better.
     #[must_use]
     pub fn higher_is_better(self) -> bool {

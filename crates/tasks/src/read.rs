@@ -1,7 +1,8 @@
-//! Files to rows: JSONL, CSV and TSV, told apart by their names.
+//! Files to rows: JSON, CSV, TSV and Parquet, told apart by their names.
 
 mod csv;
-mod jsonl;
+mod json;
+mod parquet;
 mod tsv;
 
 use std::path::{Path, PathBuf};
@@ -11,18 +12,21 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::TaskError;
-use crate::error::listed;
+use crate::error::{At, Unit, listed};
 
 /// How a file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// One JSON object a line.
+    /// One JSON object a line, or one array of objects over the whole file.
+    #[serde(alias = "json")]
     Jsonl,
     /// RFC 4180: fields in double quotes may hold commas, quotes (doubled) and line ends.
     Csv,
     /// Fields separated by tabs; a quote is a character as any other.
     Tsv,
+    /// Apache Parquet: texts, numbers, truth values, and lists and structs of them.
+    Parquet,
 }
 
 /// How to read a file, where its name and first line do not tell.
@@ -31,14 +35,15 @@ pub enum Format {
 pub struct ReadOptions {
     /// The layout; told by the file's name if not given.
     pub format: Option<Format>,
-    /// Column names of a CSV or TSV file without a header row.
+    /// Column names of a CSV or TSV file without a header row; the columns to read of a Parquet
+    /// file, all where not given.
     pub columns: Option<Vec<String>>,
 }
 
 /// One example as its file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Line on which it starts, from 1.
+    /// Line on which it starts, or its number in a file without lines; from 1.
     pub line: usize,
     /// Its fields, in the order of the file.
     pub fields: Map<String, Value>,
@@ -51,6 +56,8 @@ pub struct Table {
     pub path: PathBuf,
     /// SHA-256 of its bytes, in hex.
     pub sha256: String,
+    /// What the rows' places are counted in.
+    pub unit: Unit,
     /// At least one row.
     pub rows: Vec<Row>,
 }
@@ -65,20 +72,39 @@ impl Table {
         match row.fields.get(field) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
-            Some(value) => Err(TaskError::File {
-                path: self.path.clone(),
-                line: row.line,
-                reason: format!("field `{field}` is `{value}`; expected a text or a number"),
-            }),
+            Some(value) => {
+                let value = shortened(value);
+                Err(self.error(
+                    row,
+                    format!("field `{field}` is `{value}`; expected a text or a number"),
+                ))
+            }
             None => Err(self.missing(row, field)),
+        }
+    }
+
+    /// Where a row is.
+    #[must_use]
+    pub fn at(&self, row: &Row) -> At {
+        At {
+            path: self.path.clone(),
+            unit: self.unit,
+            number: row.line,
+        }
+    }
+
+    /// The error of a row that is not what it should be.
+    pub(crate) fn error(&self, row: &Row, reason: impl Into<String>) -> TaskError {
+        TaskError::File {
+            at: self.at(row),
+            reason: reason.into(),
         }
     }
 
     /// The error of a field that a row does not have.
     pub(crate) fn missing(&self, row: &Row, field: &str) -> TaskError {
         TaskError::MissingField {
-            path: self.path.clone(),
-            line: row.line,
+            at: self.at(row),
             field: field.to_string(),
             known: listed(row.fields.keys().map(String::as_str)),
         }
@@ -95,6 +121,9 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Table, TaskError> {
         Some(format) => format,
         None => format_of(path)?,
     };
+    if format == Format::Parquet {
+        return parquet::open(path, options.columns.as_deref());
+    }
     let bytes = std::fs::read(path).map_err(TaskError::io(path))?;
     parse(path, &bytes, format, options.columns.as_deref())
 }
@@ -109,15 +138,24 @@ pub fn parse(
     format: Format,
     columns: Option<&[String]>,
 ) -> Result<Table, TaskError> {
-    let source = Source {
-        path,
-        text: utf8(path, bytes)?,
+    let text = || -> Result<Source<'_>, TaskError> {
+        let text = utf8(path, bytes)?;
+        Ok(Source { path, text })
     };
-    let rows = match format {
-        Format::Jsonl => jsonl::rows(&source, columns)?,
-        Format::Csv => csv::rows(&source, columns)?,
-        Format::Tsv => tsv::rows(&source, columns)?,
+    let (unit, rows) = match format {
+        Format::Jsonl => (Unit::Line, json::rows(&text()?, columns)?),
+        Format::Csv => (Unit::Line, csv::rows(&text()?, columns)?),
+        Format::Tsv => (Unit::Line, tsv::rows(&text()?, columns)?),
+        Format::Parquet => {
+            let copy = bytes::Bytes::copy_from_slice(bytes);
+            (Unit::Row, parquet::rows(path, copy, columns)?)
+        }
     };
+    table(path, sha256(bytes), unit, rows)
+}
+
+/// The table of a file's rows, of which there must be one.
+fn table(path: &Path, sha256: String, unit: Unit, rows: Vec<Row>) -> Result<Table, TaskError> {
     if rows.is_empty() {
         return Err(TaskError::NoRows {
             path: path.to_path_buf(),
@@ -125,7 +163,8 @@ pub fn parse(
     }
     Ok(Table {
         path: path.to_path_buf(),
-        sha256: sha256(bytes),
+        sha256,
+        unit,
         rows,
     })
 }
@@ -140,8 +179,7 @@ pub fn from_rows<T: Serialize>(name: &str, rows: &[T]) -> Result<Table, TaskErro
     let mut text = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         serde_json::to_writer(&mut text, row).map_err(|error| TaskError::File {
-            path: path.to_path_buf(),
-            line: index + 1,
+            at: line_of(path, index + 1),
             reason: error.to_string(),
         })?;
         text.push(b'\n');
@@ -152,10 +190,30 @@ pub fn from_rows<T: Serialize>(name: &str, rows: &[T]) -> Result<Table, TaskErro
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A line of a text file.
+fn line_of(path: &Path, number: usize) -> At {
+    At {
+        path: path.to_path_buf(),
+        unit: Unit::Line,
+        number,
+    }
+}
+
+/// A value for a message; long ones are cut.
+pub(crate) fn shortened(value: &Value) -> String {
+    const MOST: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
 }
 
 fn format_of(path: &Path) -> Result<Format, TaskError> {
@@ -164,9 +222,10 @@ fn format_of(path: &Path) -> Result<Format, TaskError> {
         .and_then(|extension| extension.to_str())
         .unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
-        "jsonl" | "ndjson" => Ok(Format::Jsonl),
+        "jsonl" | "ndjson" | "json" => Ok(Format::Jsonl),
         "csv" => Ok(Format::Csv),
         "tsv" => Ok(Format::Tsv),
+        "parquet" => Ok(Format::Parquet),
         _ => Err(TaskError::UnknownFormat {
             path: path.to_path_buf(),
         }),
@@ -178,8 +237,7 @@ fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, TaskError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let good = &bytes[..error.valid_up_to()];
         TaskError::File {
-            path: path.to_path_buf(),
-            line: 1 + good.iter().filter(|&&byte| byte == b'\n').count(),
+            at: line_of(path, 1 + good.iter().filter(|&&byte| byte == b'\n').count()),
             reason: "not UTF-8; save the file as UTF-8".to_string(),
         }
     })?;
@@ -195,8 +253,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn error(&self, line: usize, reason: impl Into<String>) -> TaskError {
         TaskError::File {
-            path: self.path.to_path_buf(),
-            line,
+            at: line_of(self.path, line),
             reason: reason.into(),
         }
     }

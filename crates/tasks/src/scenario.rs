@@ -43,6 +43,8 @@ pub fn lm_config() -> LmConfig {
     LmConfig {
         prompt: "{{ prompt }}".to_string(),
         completion: "{{ completion }}".to_string(),
+        layout: None,
+        loss_on: Default::default(),
         max_length: MAX_LENGTH,
         overlong: Overlong::Error,
     }

@@ -37,6 +37,16 @@ impl<'a> Text<'a> {
         })
     }
 
+    /// Refuses a template that gives every row the same text: a field's name, most likely.
+    pub(crate) fn check_fields(&self) -> Result<(), TaskError> {
+        if !self.template.undeclared_variables(false).is_empty() {
+            return Ok(());
+        }
+        let reason = "it uses no field of the data, so that every row would get the same text; \
+                      write a field as `{{ name }}`";
+        Err(invalid(self.name, self.source, reason))
+    }
+
     /// The text of one row.
     pub(crate) fn render(&self, table: &Table, row: &Row) -> Result<String, TaskError> {
         self.template.render(&row.fields).map_err(|error| {
@@ -53,11 +63,10 @@ impl<'a> Text<'a> {
                 Some(field) if error.kind() == ErrorKind::UndefinedError => {
                     table.missing(row, &field)
                 }
-                _ => TaskError::File {
-                    path: table.path.clone(),
-                    line: row.line,
-                    reason: invalid(self.name, self.source, &error.to_string()).to_string(),
-                },
+                _ => table.error(
+                    row,
+                    invalid(self.name, self.source, &error.to_string()).to_string(),
+                ),
             }
         })
     }
@@ -90,6 +99,19 @@ mod tests {
     fn text_is_neither_escaped_nor_trimmed() {
         let text = render(" {{ q }}\n", r#"{"q": "<b> & \"c\" "}"#);
         assert_eq!(text.unwrap(), " <b> & \"c\" \n");
+    }
+
+    #[test]
+    fn a_template_without_a_field_is_refused() {
+        let environment = environment();
+        let check = |source| {
+            Text::compile(&environment, "text", source)
+                .unwrap()
+                .check_fields()
+        };
+        let message = check("sentence").unwrap_err().to_string();
+        assert!(message.contains("uses no field of the data"), "{message}");
+        assert!(check("{{ sentence }}").is_ok());
     }
 
     #[test]

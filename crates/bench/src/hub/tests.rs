@@ -259,7 +259,7 @@ fn the_token_file_stands_in_for_the_variable() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("token"), "kept\n").unwrap();
     let home = home.path().to_str().unwrap();
-    let token = |more: &[(&str, &str)]| of(&[&[("HF_HOME", home)], more].concat()).token;
+    let token = |more: &[(&str, &str)]| of(&[&[("HF_HOME", home)][..], more].concat()).token;
     assert_eq!(token(&[]).as_deref(), Some("kept"));
     assert_eq!(
         token(&[("HF_HUB_CACHE", "/elsewhere")]).as_deref(),

@@ -146,7 +146,7 @@ impl Session<'_> {
                     self.using = name.into();
                     screen.note(&format!("`{name}` answers from now on"));
                 }
-                Err(error) => screen.note(&format!("{error:#}")),
+                Err(error) => screen.note(&crate::error::told(&error)),
             },
             ("/help", "") => screen.note(HELP),
             _ => screen.note(&format!("`{command}` is no command: {HELP}")),

@@ -26,7 +26,8 @@ impl Screen for Recorder {
 
 /// Writes a model of 64 positions, of another start for each seed.
 fn model(folder: &Path, seed: u64) {
-    let config = Gpt2Config::new(300, 64, 16, 2, 2);
+    let mut config = Gpt2Config::new(300, 64, 16, 2, 2);
+    config.initializer_range = 0.5;
     let json = serde_json::json!({
         "model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 16, "n_layer": 2,
         "n_head": 2, "eos_token_id": 0
@@ -88,6 +89,7 @@ fn converse(lines: &str) -> Recorder {
     let arg = AdapterArg {
         name: "other".into(),
         folder: other.path().into(),
+        weight: None,
     };
     let device = Device::flex();
     let adapters = Adapters::load(folder.path(), &[arg], &registry, &device).unwrap();

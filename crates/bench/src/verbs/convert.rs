@@ -33,6 +33,7 @@ pub struct Convert {
 
 impl Convert {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        crate::cli::check_free(&self.out)?;
         let device = peft_core::device("cpu")?;
         let storage = self.storage.spec()?;
         let (fitted, config) =

@@ -28,6 +28,7 @@ pub struct Merge {
 
 impl Merge {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
+        crate::cli::check_free(&self.out)?;
         let device = peft_core::device("cpu")?;
         let storage = self.storage.spec()?;
         let (fitted, mut config) =

@@ -17,6 +17,14 @@ pub struct Methods {
     markdown: bool,
 }
 
+/// The keys of a configuration that have a value: TOML has no null.
+fn given(mut config: serde_json::Value) -> serde_json::Value {
+    if let Some(table) = config.as_object_mut() {
+        table.retain(|_, value| !value.is_null());
+    }
+    config
+}
+
 impl Methods {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
         if self.markdown {
@@ -42,7 +50,22 @@ impl Methods {
             info.seam,
             info.formula,
             info.kind,
-            toml::to_string(&entry.example())?
+            toml::to_string(&given(entry.example()))?
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_every_method_is_toml_that_the_method_reads() {
+        let registry = Registry::builtin();
+        for entry in registry.entries() {
+            let text = toml::to_string(&given(entry.example())).unwrap();
+            let config: serde_json::Value = toml::from_str(&text).unwrap();
+            registry.parse(entry.info.kind, &config).unwrap();
+        }
     }
 }

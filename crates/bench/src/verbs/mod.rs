@@ -10,6 +10,7 @@ pub mod merge;
 pub mod methods;
 pub mod params;
 pub mod pretrain;
+pub mod quantize;
 pub mod report;
 pub mod speed;
 pub mod sweep;
@@ -40,6 +41,7 @@ pub(crate) fn load(
     let arg = with.map(|folder| AdapterArg {
         name: "adapter".into(),
         folder: folder.into(),
+        weight: None,
     });
     Ok(Adapters::load(model, arg.as_slice(), registry, device)?.into_last())
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use peft_core::Init;
 use report::RecordStore;
@@ -67,10 +67,17 @@ impl Sweep {
         study.pin(self.quiet)?;
         let tables = data::tables(&study.task)?;
         let sources = fingerprints(&study, &tables)?;
-        let mut trials = expand(&study, registry, &self.compute.device, &sources)?;
+        let all = expand(&study, registry, &self.compute.device, &sources)?;
+        let mut trials = all.clone();
         trials.retain(|t| self.only.as_ref().is_none_or(|part| t.id.contains(part)));
+        if let (Some(part), true) = (&self.only, trials.is_empty()) {
+            bail!("no trial's id contains `{part}`; `--dry-run` without `--only` lists them");
+        }
         check_on_model(&study, &tables, &trials, registry, self.dry_run)?;
         if self.dry_run {
+            // What every trial would stumble over shows here once.
+            let (model, device) = (Path::new(&study.model), peft_core::device("cpu")?);
+            data::prepare(&study.task, model, 0, &device)?;
             return Ok(ExitCode::SUCCESS);
         }
         let out = self
@@ -80,7 +87,8 @@ impl Sweep {
         let store = RecordStore::open(&out)?;
         let _claim = Claim::new(&out)?;
         self.run_missing(&trials, &store, registry)?;
-        finish(&store, &trials, &out)
+        // The whole study, whatever part of it was run now.
+        finish(&store, &all, &out)
     }
 
     fn run_missing(
@@ -124,6 +132,8 @@ impl Sweep {
 /// Fingerprints of the model and the data.
 fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, String>> {
     let mut sources = tables.fingerprints();
+    let chat = data::chat_fingerprint(&study.task, Path::new(&study.model))?;
+    sources.extend(chat.map(|hash| ("chat_template".to_string(), hash)));
     sources.insert(
         "model".into(),
         source::fingerprint(Path::new(&study.model))?,
@@ -186,11 +196,11 @@ fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode>
         .iter()
         .filter(|record| !record.status.is_ok())
         .count();
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(SOME_FAILED)
-    })
+    if failed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{failed} trials failed; `--retry-failed` runs them again");
+    Ok(ExitCode::from(SOME_FAILED))
 }
 
 /// Arguments of the hidden `run-trial`.

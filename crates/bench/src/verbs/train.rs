@@ -12,7 +12,7 @@ use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StorageArgs, StudyFile, pair, print};
 use crate::registry::Registry;
 use crate::study::{MethodRow, OneOrMany};
-use crate::trial::{expand, single};
+use crate::trial::{StorageSpec, expand, single};
 use crate::{execute, fixed, progress, source};
 
 /// Arguments of `train`.
@@ -89,6 +89,17 @@ impl Train {
             study.train.learning_rate = OneOrMany::One(rate);
         }
         study.pin(self.quiet)?;
+        anyhow::ensure!(
+            study.train.learning_rate.values().len() == 1,
+            "the study lists {} learning rates; choose one with `--learning-rate`",
+            study.train.learning_rate.values().len()
+        );
+        anyhow::ensure!(
+            self.fixed.storage.spec()? == StorageSpec::F32,
+            "`--storage` goes with `--batches`; in a study it is a key of the method: \
+             `--method 'storage = \"nf4\"'`"
+        );
+        crate::cli::check_free(&self.out)?;
         let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
         let [trial] = &trials[..] else {
             anyhow::bail!(
@@ -107,6 +118,7 @@ impl Train {
     }
 
     fn on_batches(&self, registry: &Registry) -> Result<()> {
+        crate::cli::check_free(&self.out)?;
         let required = "the command line requires it without a study";
         let model = self.fixed.model.as_deref().context(required)?;
         let batches = self.fixed.batches.as_deref().context(required)?;

@@ -58,6 +58,9 @@ PEFT = {
     "roberta-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
     "gpt2-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "bert-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=2, encoder_hidden_size=16),
+    "llama-ln_tuning": lambda: peft.LNTuningConfig(),
+    "llama-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "llama-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "gpt2-prefix_projection": lambda: peft.PrefixTuningConfig(
         num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16),
     "llama-lora_regex": lambda: peft.LoraConfig(**LORA, target_modules=r".*\.1\..*(q_proj|up_proj)"),
@@ -68,6 +71,39 @@ PEFT = {
     "llama-lora_embed": lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"]),
     "llama-vera": lambda: peft.VeraConfig(r=6, target_modules=["q_proj", "down_proj"]),
     "llama-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
+}
+QV, LINEAR = ["query", "value"], ["query", "value", "intermediate.dense"]
+# Made after all others, so that those keep their numbers.
+FAMILY = {
+    "gpt2-dora": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True, rank_pattern={"c_fc": 2}),
+    "gpt2-ia3": lambda: peft.IA3Config(
+        target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True),
+    "gpt2-hira": lambda: peft.HiraConfig(r=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "gpt2-fourierft": lambda: peft.FourierFTConfig(n_frequency=9, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "gpt2-adalora": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=8, total_step=10, target_modules=["c_attn"], fan_in_fan_out=True),
+    "gpt2-adalora_pruned": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=1, lora_alpha=8, total_step=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+    "bert-dora": lambda: peft.LoraConfig(**LORA, target_modules=QV, use_dora=True, use_rslora=True),
+    "bert-ia3": lambda: peft.IA3Config(
+        target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
+    "bert-ia3_attention": lambda: peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[]),
+    "bert-loha": lambda: peft.LoHaConfig(r=2, alpha=6, target_modules=LINEAR),
+    "bert-loha_wide": lambda: peft.LoHaConfig(r=4, alpha=6, target_modules=QV),
+    "bert-lokr": lambda: peft.LoKrConfig(r=2, alpha=4, target_modules=LINEAR),
+    "bert-lokr_both": lambda: peft.LoKrConfig(r=2, alpha=4, decompose_both=True, decompose_factor=8, target_modules=LINEAR),
+    "bert-miss": lambda: peft.MissConfig(r=7, target_modules=LINEAR),
+    "bert-miss_mini": lambda: peft.MissConfig(r=4, mini_r=3, init_weights="mini", target_modules=QV),
+    "bert-miss_bat": lambda: peft.MissConfig(r=8, init_weights="bat", target_modules=LINEAR),
+    "bert-oft": lambda: peft.OFTConfig(oft_block_size=7, target_modules=QV),
+    "bert-oft_exact": lambda: peft.OFTConfig(
+        r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=["query", "output.dense"]),
+    "bert-oft_shared": lambda: peft.OFTConfig(oft_block_size=8, block_share=True, target_modules=QV),
+    "bert-boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=LINEAR),
+    "bert-boft_blocks": lambda: peft.BOFTConfig(
+        boft_block_size=0, boft_block_num=3, boft_n_butterfly_factor=2, target_modules=QV),
+    "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
 }
 HUB = {
     "bert-houlsby_with_head": lambda: adapters.DoubleSeqBnConfig(reduction_factor=4, non_linearity="gelu"),
@@ -86,6 +122,9 @@ HUB = {
     "roberta-loreft_tied": lambda: adapters.LoReftConfig(
         r=3, suffix_positions=1, tied_weights=True, layers=[1], dropout=0.0),
     "gpt2-loreft": lambda: adapters.LoReftConfig(r=2, prefix_positions=5, suffix_positions=4, dropout=0.0),
+    "llama-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
+    "llama-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=3),
+    "llama-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
     "gpt2-noreft": lambda: adapters.NoReftConfig(r=2, dropout=0.0),
     "bert-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
     "bert-prefix_flat": lambda: adapters.PrefixTuningConfig(flat=True, prefix_length=3),
@@ -154,6 +193,20 @@ def task(name):
     return "SEQ_CLS" if name in ("bert", "roberta") else "CAUSAL_LM"
 
 
+def prune(model, ids):
+    """AdaLoRA's steps, so that ranks are pruned; the last layer loses all of them."""
+    config = model.peft_config["default"]
+    for step in range(1, config.total_step + 1):
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        model.base_model.update_and_allocate(step)
+    last = list(config.rank_pattern)[-1]
+    config.rank_pattern[last] = [False] * config.init_r
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith(last)).zero_()
+    assert any(any(kept) and not all(kept) for kept in config.rank_pattern.values())
+
+
 def wanted(part, cases, seed):
     """The cases that are not there yet, each with random numbers of its own."""
     for name, config in cases.items():
@@ -163,10 +216,12 @@ def wanted(part, cases, seed):
 
 
 def make_peft(seed):
-    for name, kind, folder, config in wanted("peft", PEFT, seed):
+    for name, kind, folder, config in wanted("peft", {**PEFT, **FAMILY}, seed):
         config.task_type = task(kind)
         model = peft.get_peft_model(base(kind), config).eval()
         stir([p for p in model.parameters() if p.requires_grad])
+        if name.endswith("_pruned"):
+            prune(model, inputs(kind)["input_ids"])
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)
         save({"logits": logits(model, kind)}, folder / "expected.safetensors")
@@ -223,8 +278,8 @@ def decoded(packed, state, shape):
     return (state.code[codes] * scales[torch.arange(shape.numel()) // 64]).reshape(shape)
 
 
-def make_train():
-    for name in ["gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby"]:
+def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby")):
+    for name in names:
         kind, method = name.split("-")
         folder = HERE / "train" / name
         model = base(kind)
@@ -241,8 +296,10 @@ def make_train():
             write = lambda to: model.save_pretrained(to)
         else:
             targets = ["c_attn"] if kind == "gpt2" else ["query", "value"]
-            model = peft.get_peft_model(model, peft.LoraConfig(
-                **LORA, task_type=task(kind), target_modules=targets, fan_in_fan_out=kind == "gpt2"))
+            plain = lambda: peft.LoraConfig(**LORA, target_modules=targets, fan_in_fan_out=kind == "gpt2")
+            config = FAMILY.get(name, plain)()
+            config.task_type = task(kind)
+            model = peft.get_peft_model(model, config)
             write = lambda to: model.save_pretrained(to)
         trained = [p for p in model.parameters() if p.requires_grad]
         if method != "full":
@@ -286,8 +343,12 @@ def main():
             shutil.rmtree(HERE / part, ignore_errors=True)
         make_bases()
         make_train()
+        make_train(("gpt2-dora", "gpt2-adalora", "gpt2-hira", "bert-boft"))
     make_peft(args.seed)
     make_hub(args.seed)
+    for file in HERE.rglob("*.json"):
+        # The libraries write where a base was found.
+        file.write_text(file.read_text().replace(f"{HERE}/", ""))
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ fn attention(criterion: &mut Criterion) {
             kv_heads: HEADS,
             scale: 0.125,
             causal,
+            window: None,
         };
         let mask = (!causal).then(|| Tensor::<2>::ones(BATCH, &qkv.device()));
         let fused = || kernels::attention_qkv(qkv.clone(), &spec, mask.clone()).backward();

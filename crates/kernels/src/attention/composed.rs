@@ -83,17 +83,24 @@ fn seen<B: Backend>(mask: FloatTensor<B>, sq: usize, spec: &AttentionSpec) -> Fl
     let full = [batch, 1, group, sq, sk];
     let mask_row = B::float_reshape(mask.clone(), Shape::new([batch, 1, 1, 1, sk]));
     let mut seen = B::float_expand(mask_row, Shape::new(full));
+    let place = |from: i64, len: usize, shape: [usize; 5]| {
+        let range = from..from + len as i64;
+        let place = B::int_arange(range, &mask.device(), IntDType::I32);
+        let place = B::int_into_float(place, mask.dtype().into());
+        B::float_expand(B::float_reshape(place, Shape::new(shape)), Shape::new(full))
+    };
+    let keys = || place(0, sk, [1, 1, 1, 1, sk]);
+    let queries = |from: i64| place(from + sk as i64 - sq as i64, sq, [1, 1, 1, sq, 1]);
+    // Differences of places are whole numbers: 1 or more where a key is seen, else 0 or less.
+    let mut narrow = |difference| {
+        seen = B::float_mul(seen.clone(), B::float_clamp(difference, 0.into(), 1.into()));
+    };
     if spec.causal {
-        let place = |from: i64, len: usize, shape: [usize; 5]| {
-            let range = from..from + len as i64;
-            let place = B::int_arange(range, &mask.device(), IntDType::I32);
-            let place = B::int_into_float(place, mask.dtype().into());
-            B::float_expand(B::float_reshape(place, Shape::new(shape)), Shape::new(full))
-        };
-        // Whole numbers: 1 or more where the key is not later than the query, else 0 or less.
-        let last = place(sk as i64 - sq as i64 + 1, sq, [1, 1, 1, sq, 1]);
-        let ahead = B::float_sub(last, place(0, sk, [1, 1, 1, 1, sk]));
-        seen = B::float_mul(seen, B::float_clamp(ahead, 0.into(), 1.into()));
+        narrow(B::float_sub(queries(1), keys()));
+    }
+    // A window that holds every key hides none, however large it is.
+    if let Some(window) = spec.window.filter(|window| *window < sk.max(sq)) {
+        narrow(B::float_sub(keys(), queries(-(window as i64))));
     }
     B::float_reshape(seen, Shape::new([batch, 1, group * sq, sk]))
 }

@@ -1,5 +1,7 @@
 //! Attention over plain slices: threads share out batches and heads, and take a block of queries
-//! at a time, so that scores stay in the cache and keys beyond the causal limit are never read.
+//! at a time, so that scores stay in the cache and keys out of sight of all of them are never read.
+
+use core::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
@@ -22,12 +24,31 @@ struct Sizes {
     dh: usize,
 }
 
-/// A block of queries of one head: where it starts, its length, and how many keys it may see.
+/// A block of queries of one head: where it starts, its length, and the keys any of them may see.
 #[derive(Clone, Copy)]
 struct Block {
     start: usize,
     len: usize,
+    first_key: usize,
     keys: usize,
+}
+
+impl Block {
+    /// These rows of keys or values.
+    fn of<'a>(&self, rows: View<'a>) -> View<'a> {
+        rows.row_range(self.first_key, self.keys)
+    }
+
+    /// The places in a row of the block's scores that stand for these keys.
+    fn places(&self, keys: &Range<usize>) -> Range<usize> {
+        keys.start - self.first_key..keys.end - self.first_key
+    }
+}
+
+/// Clears a row of scores but for these places.
+fn keep(row: &mut [f32], places: &Range<usize>) {
+    row[..places.start].fill(0.0);
+    row[places.end..].fill(0.0);
 }
 
 impl Sizes {
@@ -46,8 +67,15 @@ impl Sizes {
     fn blocks(self) -> impl Iterator<Item = Block> {
         let block = move |start| {
             let len = BLOCK.min(self.sq - start);
-            let keys = self.visible(start + len - 1);
-            Block { start, len, keys }
+            // Both ends of what a query sees only ever move on.
+            let first_key = self.visible(start).start;
+            let keys = self.visible(start + len - 1).end.saturating_sub(first_key);
+            Block {
+                start,
+                len,
+                first_key,
+                keys,
+            }
         };
         (0..self.sq)
             .step_by(BLOCK)
@@ -55,7 +83,7 @@ impl Sizes {
             .filter(|b| b.keys > 0)
     }
 
-    fn visible(self, query: usize) -> usize {
+    fn visible(self, query: usize) -> Range<usize> {
         self.spec.visible(query, self.sq, self.sk)
     }
 
@@ -88,7 +116,7 @@ fn scores<'s>(
     scratch.resize(scratch.len().max(block.len * block.keys), 0.0);
     let scores = &mut scratch[..block.len * block.keys];
     let q = q.row_range(block.start, block.len);
-    let k = k.row_range(0, block.keys).t();
+    let k = block.of(k).t();
     let out = ViewMut::rows(scores, block.keys);
     product::assign_here(out, scale as f32, q, k);
     scores
@@ -123,12 +151,13 @@ pub(super) fn forward(
                 let scores = scores(scratch, q, k, spec.scale, block);
                 for (r, row) in scores.chunks_exact_mut(block.keys).enumerate() {
                     let query = block.start + r;
-                    let (seen, later) = row.split_at_mut(sizes.visible(query));
-                    log_sum[query] = simd::softmax_row(seen, mask);
-                    later.fill(0.0);
+                    let seen = sizes.visible(query);
+                    let places = block.places(&seen);
+                    log_sum[query] = simd::softmax_row(&mut row[places.clone()], &mask[seen]);
+                    keep(row, &places);
                 }
                 let p = View::rows(scores, block.keys);
-                let v = v.row_range(0, block.keys);
+                let v = block.of(v);
                 let out = out.row_range(block.start, block.len);
                 product::assign_here(out, 1.0, p, v);
             }
@@ -251,25 +280,29 @@ impl KeyHead<'_> {
     ) {
         let scale = self.sizes.spec.scale;
         for block in self.sizes.blocks() {
-            let Block { start, len, keys } = block;
+            let Block {
+                start, len, keys, ..
+            } = block;
             let p = scores(p, q, self.k, scale, block);
             // The gradient of the probabilities is a product of the same form as the scores.
             let ds = scores(dp, grad, self.v, 1.0, block);
             let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
             for (r, (p, ds)) in rows.enumerate() {
                 let query = start + r;
-                let visible = self.sizes.visible(query);
-                let (seen, later) = p.split_at_mut(visible);
-                simd::softmax_row_again(seen, self.mask, log_sum[query]);
-                later.fill(0.0);
-                simd::softmax_row_backward(seen, &mut ds[..visible], scale as f32);
-                ds[visible..].fill(0.0);
+                let seen = self.sizes.visible(query);
+                let places = block.places(&seen);
+                let seen_p = &mut p[places.clone()];
+                simd::softmax_row_again(seen_p, &self.mask[seen], log_sum[query]);
+                simd::softmax_row_backward(seen_p, &mut ds[places.clone()], scale as f32);
+                keep(p, &places);
+                keep(ds, &places);
             }
             let (p, ds) = (View::rows(p, keys), View::rows(ds, keys));
             let (q, grad) = (q.row_range(start, len), grad.row_range(start, len));
-            product::add_here(self.dv.row_range(0, keys), 1.0, p.t(), grad);
-            product::add_here(self.dk.row_range(0, keys), 1.0, ds.t(), q);
-            let k = self.k.row_range(0, keys);
+            let first = block.first_key;
+            product::add_here(self.dv.row_range(first, keys), 1.0, p.t(), grad);
+            product::add_here(self.dk.row_range(first, keys), 1.0, ds.t(), q);
+            let k = block.of(self.k);
             product::assign_here(dq.row_range(start, len), 1.0, ds, k);
         }
     }

@@ -6,6 +6,8 @@ mod qkv;
 #[cfg(test)]
 mod tests;
 
+use core::ops::Range;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -29,16 +31,23 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// Whether query `i` sees key `j` only when `j <= i + (sk - sq)`.
     pub causal: bool,
+    /// How many keys, its own place included, a query sees at most (a sliding window): query `i`
+    /// sees key `j` only when `j > i + (sk - sq) - window`.
+    pub window: Option<usize>,
 }
 
 impl AttentionSpec {
-    /// How many keys, from the first on, query `i` of `sq` may see among `sk`, padding aside.
-    fn visible(&self, i: usize, sq: usize, sk: usize) -> usize {
-        if self.causal {
+    /// The keys that query `i` of `sq` may see among `sk`, padding aside.
+    fn visible(&self, i: usize, sq: usize, sk: usize) -> Range<usize> {
+        let end = if self.causal {
             (i + 1 + sk).saturating_sub(sq).min(sk)
         } else {
             sk
-        }
+        };
+        let start = self.window.map_or(0, |window| {
+            (i + 1 + sk).saturating_sub(window.saturating_add(sq))
+        });
+        start.min(end)..end
     }
 }
 

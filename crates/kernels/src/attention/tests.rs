@@ -60,7 +60,13 @@ fn spec(shape: &Shape, causal: bool) -> AttentionSpec {
         kv_heads: shape.kv_heads,
         scale: 1.0 / (shape.dh as f64).sqrt(),
         causal,
+        window: None,
     }
+}
+
+/// Without a window, and with windows that hide some keys, all but one, or none.
+fn windows(sk: usize) -> [Option<usize>; 4] {
+    [None, Some(1), Some(sk.div_ceil(2)), Some(sk + 3)]
 }
 
 /// About a third of the keys hidden, and all keys of the first row of the batch.
@@ -73,12 +79,19 @@ fn random_mask(case: &Case, batch: usize, sk: usize) -> Tensor<2> {
 fn values_and_gradients_match_the_plain_form() {
     for case in Case::all() {
         for shape in &SHAPES {
-            for (causal, masked) in [(false, false), (true, false), (false, true), (true, true)] {
+            let choices = [(false, false), (true, false), (false, true), (true, true)];
+            let choices = choices
+                .into_iter()
+                .flat_map(|choice| windows(shape.sk).map(|window| (choice.0, choice.1, window)));
+            for (causal, masked, window) in choices {
                 let kv = [shape.batch, shape.sk, shape.kv_heads * shape.dh];
                 let q = case.leaf([shape.batch, shape.sq, shape.heads * shape.dh], true);
                 let (k, v) = (case.leaf(kv, true), case.leaf(kv, true));
                 let mask = masked.then(|| random_mask(&case, shape.batch, shape.sk));
-                let spec = spec(shape, causal);
+                let spec = AttentionSpec {
+                    window,
+                    ..spec(shape, causal)
+                };
                 let fused = attention(q.clone(), k.clone(), v.clone(), &spec, mask.clone());
                 let expected = plain::attention(q.clone(), k.clone(), v.clone(), &spec, mask);
                 let leaves = [leaf(&q), leaf(&k), leaf(&v)];
@@ -117,11 +130,14 @@ fn attention_on_a_fused_projection_matches_the_plain_form_on_its_parts() {
         {
             let (seq, dh) = (shape.sq, shape.dh);
             let (d, d_kv) = (shape.heads * dh, shape.kv_heads * dh);
-            for causal in [false, true] {
+            for (causal, window) in [(false, None), (true, None), (true, Some(3))] {
                 let qkv = case.leaf([shape.batch, seq, d + 2 * d_kv], true);
                 let part = |start: usize, len: usize| qkv.clone().narrow(2, start, len);
                 let mask = Some(random_mask(&case, shape.batch, seq));
-                let spec = spec(shape, causal);
+                let spec = AttentionSpec {
+                    window,
+                    ..spec(shape, causal)
+                };
                 let fused = attention_qkv(qkv.clone(), &spec, mask.clone());
                 let (k, v) = (part(d, d_kv), part(d + d_kv, d_kv));
                 let expected = plain::attention(part(0, d), k, v, &spec, mask);
@@ -140,6 +156,7 @@ fn large_scores_overflow_nowhere() {
             kv_heads: 2,
             scale: 1e4,
             causal: false,
+            window: None,
         };
         let fused = attention(q.clone(), k.clone(), v.clone(), &spec, None);
         let expected = plain::attention(q.clone(), k.clone(), v.clone(), &spec, None);
@@ -162,6 +179,7 @@ fn queries_that_see_no_key_give_zeros_and_no_gradient() {
             kv_heads: 2,
             scale: 0.5,
             causal: true,
+            window: None,
         };
         let mask = Tensor::zeros([2, 3], &q.device());
         let y = attention(q.clone(), k.clone(), v.clone(), &spec, Some(mask));
@@ -185,6 +203,7 @@ fn gradients_match_finite_differences() {
         kv_heads: 1,
         scale: 0.7,
         causal: true,
+        window: None,
     };
     let (q, k, v) = (
         case.leaf([1, 3, 4], true),
@@ -217,6 +236,7 @@ fn only_what_is_trainable_receives_a_gradient() {
             kv_heads: 1,
             scale: 0.5,
             causal: false,
+            window: None,
         };
         let grads = attention(q.clone(), k.clone(), k.clone(), &spec, None)
             .sum()
@@ -234,7 +254,24 @@ fn heads_that_do_not_group_are_refused() {
         kv_heads: 2,
         scale: 1.0,
         causal: false,
+        window: None,
     };
     let x = case.random([1, 2, 6]);
     attention(x.clone(), x.clone(), x, &spec, None);
+}
+
+#[test]
+fn a_window_of_one_gives_every_query_its_own_value() {
+    for case in Case::all() {
+        let [q, k, v] = [0; 3].map(|_| case.random([2, 5, 4]));
+        let spec = AttentionSpec {
+            heads: 2,
+            kv_heads: 2,
+            scale: 0.5,
+            causal: true,
+            window: Some(1),
+        };
+        let y = attention(q, k, v.clone(), &spec, None);
+        testing::assert_close([y, v], 1e-6, "value");
+    }
 }

@@ -351,5 +351,8 @@ multiversion! {
     }
 }
 
+mod decoder;
+pub(crate) use decoder::*;
+
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,12 @@ impl LoraLinear {
         }
     }
 
+    /// The layer with `A` as it is for good.
+    pub(crate) fn with_frozen_a(self) -> Self {
+        let a = self.a.set_require_grad(false);
+        Self { a, ..self }
+    }
+
     /// What the update adds to every token, `[d_out]`.
     fn shift(&self) -> Option<Tensor<1>> {
         let bias = self.b_bias.as_ref()?;

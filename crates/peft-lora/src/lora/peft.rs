@@ -5,12 +5,18 @@ use peft_core::{CoreError, Fields, Foreign, Geometry, Rule, Targets};
 use serde_json::{Map, Value, json};
 
 use super::{Bias, Lora};
+use crate::family::number;
 
 /// Reads `peft_type = "LORA"`, if it is the plain method.
 pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lora>, CoreError> {
     if fields.peek("peft_type") != "LORA" || fields.peek("use_dora") == true {
         return Ok(None);
     }
+    read_fields(fields, geometry).map(Some)
+}
+
+/// Reads the fields that LoRA shares with its variants.
+pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lora, CoreError> {
     // Other starts than these change the base weights, which an adapter's file does not hold.
     let plain_starts = [json!(true), json!(false), json!("gaussian")];
     fields.allow("init_lora_weights", &plain_starts)?;
@@ -23,7 +29,7 @@ pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lo
             known: "the linear layers of the blocks and the token embedding".into(),
         });
     }
-    let lora = Lora {
+    Ok(Lora {
         rank: fields.require("r")?,
         alpha: fields.take("lora_alpha")?.unwrap_or(8.0),
         dropout: fields.take("lora_dropout")?.unwrap_or(0.0),
@@ -34,8 +40,7 @@ pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lo
         lora_bias: fields.take("lora_bias")?.unwrap_or(false),
         modules_to_save: fields.modules_to_save(geometry)?,
         targets,
-    };
-    Ok(Some(lora))
+    })
 }
 
 /// Adds the embedding if it is among the names that match no linear layer. Also gives the first of
@@ -69,7 +74,7 @@ fn with_embedding(
 }
 
 /// Writes the configuration fields and the tensor names.
-pub(super) fn write(lora: &Lora, geometry: &Geometry) -> Foreign {
+pub(crate) fn write(lora: &Lora, geometry: &Geometry) -> Foreign {
     let selected: Vec<_> = lora.selected(geometry).collect();
     let mut targets = peft_targets(&selected, geometry);
     let mut rules = Vec::new();
@@ -116,13 +121,4 @@ pub(super) fn write(lora: &Lora, geometry: &Geometry) -> Foreign {
         "use_dora": false,
     });
     Foreign::new(fields, rules)
-}
-
-/// A whole number where it is one: PEFT writes `lora_alpha` so.
-fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
 }

@@ -13,6 +13,8 @@ fn config(max_length: usize) -> LmConfig {
     LmConfig {
         prompt: "{{ q }}\nAnswer:".to_string(),
         completion: " {{ a }}".to_string(),
+        layout: None,
+        loss_on: LossOn::Completion,
         max_length,
         overlong: Overlong::Error,
     }
@@ -24,7 +26,7 @@ fn bytes() -> Tokenizer {
 }
 
 fn encode(config: LmConfig, lines: &[&str]) -> Result<LmData, TaskError> {
-    LmEncoder::new(config, &bytes(), 0)
+    LmEncoder::new(config, &bytes(), 0, None)
         .unwrap()
         .encode(&table(lines))
 }
@@ -85,6 +87,57 @@ fn a_completion_that_does_not_fit_is_skipped_and_counted_if_asked() {
 }
 
 #[test]
+fn a_completion_that_does_not_fit_loses_its_end_and_is_counted_if_asked() {
+    let lines = [
+        r#"{"q": "x", "a": "fits"}"#,
+        r#"{"q": "xyz", "a": "0123456789"}"#,
+    ];
+    let config = LmConfig {
+        overlong: Overlong::Truncate,
+        ..config(7)
+    };
+    let data = encode(config, &lines).unwrap();
+    assert_eq!((data.examples.len(), data.truncated, data.cut), (2, 1, 1));
+    let long = &data.examples[1];
+    assert_eq!(bytes().decode(&long.ids, false).unwrap(), ": 01234");
+    assert_eq!((long.completion_start, long.loss.clone()), (1, vec![1..7]));
+    assert_eq!(
+        long.completion_text, " 0123456789",
+        "the reference is whole"
+    );
+    let expected = [
+        "1 of 2 prompts lost their start to fit `max_length`",
+        "1 of 2 completions lost their end to fit `max_length`",
+    ];
+    assert_eq!(data.losses(), expected);
+}
+
+#[test]
+fn a_file_of_which_no_completion_fits_is_an_error() {
+    let config = LmConfig {
+        overlong: Overlong::Skip,
+        ..config(5)
+    };
+    let message = encode(config, &[r#"{"q": "x", "a": "0123456789"}"#]).unwrap_err();
+    assert!(
+        message.to_string().contains("every completion"),
+        "{message}"
+    );
+}
+
+#[test]
+fn every_token_with_one_before_it_is_learned_if_asked() {
+    let config = LmConfig {
+        loss_on: LossOn::All,
+        ..config(64)
+    };
+    let data = encode(config, &[r#"{"q": "x", "a": "so"}"#]).unwrap();
+    let example = &data.examples[0];
+    assert_eq!(example.loss, [1..example.ids.len()]);
+    assert_eq!(example.completion_start, "x\nAnswer:".len());
+}
+
+#[test]
 fn a_completion_that_just_fits_keeps_one_token_to_predict_from() {
     let data = encode(config(5), &[r#"{"q": "x", "a": "so"}"#]).unwrap();
     assert_eq!(data.examples[0].completion_start, 1);
@@ -102,7 +155,7 @@ fn special_tokens_in_front_are_kept_and_those_behind_are_left_out() {
         .unwrap();
     tokenizer.with_post_processor(Some(template));
     for max_length in [64, 14] {
-        let encoder = LmEncoder::new(config(max_length), &tokenizer, 0).unwrap();
+        let encoder = LmEncoder::new(config(max_length), &tokenizer, 0, None).unwrap();
         let data = encoder
             .encode(&table(&[r#"{"q": "0123456789", "a": "so"}"#]))
             .unwrap();
@@ -122,7 +175,7 @@ fn truncation_and_padding_of_the_tokenizer_file_are_set_aside() {
     };
     tokenizer.with_truncation(Some(truncation)).unwrap();
     tokenizer.with_padding(Some(tokenizers::PaddingParams::default()));
-    let encoder = LmEncoder::new(config(64), &tokenizer, 0).unwrap();
+    let encoder = LmEncoder::new(config(64), &tokenizer, 0, None).unwrap();
     let data = encoder
         .encode(&table(&[r#"{"q": "0123456789", "a": "so"}"#]))
         .unwrap();
@@ -180,5 +233,5 @@ fn unknown_keys_tokens_and_limits_are_refused() {
             .contains("`</s>`")
     );
     assert_eq!(token_id(&bytes(), END_OF_TEXT).unwrap(), 0);
-    assert!(LmEncoder::new(config(2), &bytes(), 0).is_err());
+    assert!(LmEncoder::new(config(2), &bytes(), 0, None).is_err());
 }

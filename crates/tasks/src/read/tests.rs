@@ -24,12 +24,12 @@ fn the_name_tells_the_format_and_an_option_overrides_it() {
 
 #[test]
 fn a_name_without_a_known_ending_is_refused() {
-    let (_folder, path) = write("data.json", b"{}");
+    let (_folder, path) = write("data.txt", b"{}");
     let message = read(&path, &ReadOptions::default())
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("data.json` does not tell its format"),
+        message.contains("data.txt` does not tell its format"),
         "{message}"
     );
 }

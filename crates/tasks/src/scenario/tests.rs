@@ -157,7 +157,7 @@ fn the_files_written_make_examples_that_fit() {
     );
     assert!(corpus.len() < 1_600_000, "{} bytes", corpus.len());
     let tokenizer = train_bpe(&scenario.corpus, VOCABULARY).unwrap();
-    let encoder = LmEncoder::new(lm_config(), &tokenizer, 0).unwrap();
+    let encoder = LmEncoder::new(lm_config(), &tokenizer, 0, None).unwrap();
     for (name, rows) in [("train", &scenario.train), ("test", &scenario.test)] {
         let path = folder.path().join(format!("{name}.jsonl"));
         let data = encoder

@@ -1,0 +1,159 @@
+//! Rows to examples.
+
+use anyhow::{Result, ensure};
+use models::Model;
+use tasks::chat_template::ChatTemplate;
+use tasks::classify::{ClassConfig, ClassEncoder};
+use tasks::lm::{EndOfTurn, LmConfig, LmEncoder, LmExample};
+use tasks::read::Table;
+use tokenizers::Tokenizer;
+
+use super::{Example, Tables, Target};
+use crate::study::Task;
+
+/// The examples of the three splits and what goes with them.
+pub(super) struct Encoded {
+    pub(super) examples: Vec<Vec<Example>>,
+    pub(super) labels: Vec<String>,
+    pub(super) eos: Option<u32>,
+    pub(super) stop: Option<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Tokenises the rows for a model. `eos` is asked for by completions only.
+///
+/// # Errors
+/// If a row lacks a field or has an unknown label, or the examples do not fit the model.
+pub(super) fn encode(
+    tables: &Tables,
+    task: &Task,
+    model: &Model,
+    eos: Result<u32>,
+    tokenizer: &Tokenizer,
+    chat: Option<ChatTemplate>,
+) -> Result<Encoded> {
+    match task {
+        Task::Completion {
+            prompt,
+            completion,
+            format,
+            loss_on,
+            max_length,
+            max_new_tokens,
+            overlong,
+            ..
+        } => {
+            ensure!(
+                model.is_causal(),
+                "a completion task needs a language model"
+            );
+            fits(max_length + max_new_tokens, model)?;
+            let lm = LmConfig {
+                prompt: prompt.clone(),
+                completion: completion.clone(),
+                layout: *format,
+                loss_on: *loss_on,
+                max_length: *max_length,
+                overlong: *overlong,
+            };
+            let eos = eos?;
+            completions(&LmEncoder::new(lm, tokenizer, eos, chat)?, tables, eos)
+        }
+        Task::Classification {
+            text,
+            pair,
+            label,
+            labels,
+            max_length,
+            ..
+        } => {
+            ensure!(
+                !model.is_causal(),
+                "a classification task needs a model of the BERT family"
+            );
+            fits(*max_length, model)?;
+            let class = ClassConfig {
+                text: text.clone(),
+                pair: pair.clone(),
+                label: label.clone(),
+                labels: labels.clone(),
+                max_length: *max_length,
+            };
+            let encoder = ClassEncoder::new(class, tokenizer, &tables.splits[0].1)?;
+            classes(&encoder, tables)
+        }
+    }
+}
+
+fn fits(max_length: usize, model: &Model) -> Result<()> {
+    let limit = model.max_length();
+    ensure!(
+        max_length <= limit,
+        "examples of up to {max_length} tokens do not fit the model's {limit} positions; \
+         lower `max_length` (or `max_new_tokens`)"
+    );
+    Ok(())
+}
+
+fn completions(encoder: &LmEncoder, tables: &Tables, eos: u32) -> Result<Encoded> {
+    let mut encoded = Encoded {
+        examples: Vec::new(),
+        labels: Vec::new(),
+        eos: Some(eos),
+        stop: None,
+        warnings: Vec::new(),
+    };
+    for (name, table) in &tables.splits {
+        let data = encoder.encode(table)?;
+        let losses = data.losses().into_iter();
+        encoded
+            .warnings
+            .extend(losses.map(|loss| format!("{name}: {loss}")));
+        match data.end_of_turn {
+            Some(EndOfTurn {
+                token: Some(token), ..
+            }) => encoded.eos = Some(token),
+            Some(EndOfTurn { text, token: None }) => encoded.stop = Some(text),
+            None => {}
+        }
+        let examples = data.examples.into_iter().map(completion);
+        encoded.examples.push(examples.collect());
+    }
+    Ok(encoded)
+}
+
+fn completion(example: LmExample) -> Example {
+    let (length, answer) = (example.ids.len(), example.completion_start);
+    let target = match &example.loss[..] {
+        [only] if *only == (answer..length) => Target::Completion(answer),
+        _ => Target::Parts {
+            learned: example.loss,
+            answer,
+        },
+    };
+    Example {
+        target,
+        ids: example.ids,
+        input: example.prompt_text,
+        expected: example.completion_text,
+    }
+}
+
+fn classes(encoder: &ClassEncoder, tables: &Tables) -> Result<Encoded> {
+    let split = |(_, table): &(_, Table)| {
+        let examples = encoder.encode(table)?.into_iter().map(|e| Example {
+            target: Target::Class(e.label),
+            expected: encoder.labels().names()[e.label].clone(),
+            ids: e.ids,
+            input: e.text,
+        });
+        Ok(examples.collect())
+    };
+    Ok(Encoded {
+        examples: tables.splits.iter().map(split).collect::<Result<_>>()?,
+        labels: encoder.labels().names().to_vec(),
+        eos: None,
+        stop: None,
+        warnings: Vec::new(),
+    })
+}

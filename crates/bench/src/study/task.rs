@@ -1,0 +1,186 @@
+//! What a study asks a model to learn, and from which data.
+
+use serde::{Deserialize, Serialize};
+use tasks::layout::Layout;
+use tasks::lm::LossOn;
+use tasks::metric::Metric;
+use tasks::read::ReadOptions;
+use tasks::scenario::ScenarioConfig;
+
+/// What the model is to learn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Task {
+    /// Continue a prompt, or answer in a chat.
+    Completion {
+        /// Where the rows come from.
+        data: DataSource,
+        /// Template of the prompt over a row's fields.
+        #[serde(default = "default_prompt")]
+        prompt: String,
+        /// Template of the completion.
+        #[serde(default = "default_completion")]
+        completion: String,
+        /// A known layout of the rows, in place of the two templates.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<Layout>,
+        /// What writes chats as text: a built-in template by name, or a file relative to the study
+        /// file; the model's own where not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chat_template: Option<String>,
+        /// Which tokens are learned.
+        #[serde(default, skip_serializing_if = "LossOn::is_default")]
+        loss_on: LossOn,
+        /// Most tokens of an example.
+        max_length: usize,
+        /// Most tokens of a generated answer.
+        max_new_tokens: usize,
+        /// What the study ranks by.
+        metric: Metric,
+        /// What to do with completions that do not fit.
+        #[serde(default)]
+        overlong: tasks::lm::Overlong,
+        /// Most examples of each split.
+        #[serde(default)]
+        limit: Limit,
+    },
+    /// Put a text into one of several classes.
+    Classification {
+        /// Where the rows come from.
+        data: DataSource,
+        /// Template of the text over a row's fields.
+        text: String,
+        /// Template of a second text, for pairs.
+        #[serde(default)]
+        pair: Option<String>,
+        /// Field of the label.
+        label: String,
+        /// The labels in the order of their classes; collected from train where not given.
+        #[serde(default)]
+        labels: Option<Vec<String>>,
+        /// Most tokens of an example.
+        max_length: usize,
+        /// What the study ranks by.
+        metric: Metric,
+        /// Most examples of each split.
+        #[serde(default)]
+        limit: Limit,
+    },
+}
+
+fn default_prompt() -> String {
+    "{{ prompt }}".into()
+}
+fn default_completion() -> String {
+    "{{ completion }}".into()
+}
+
+impl Task {
+    /// What the study ranks by.
+    pub fn metric(&self) -> Metric {
+        match self {
+            Task::Completion { metric, .. } | Task::Classification { metric, .. } => *metric,
+        }
+    }
+
+    /// Whether the keys of a completion task agree with each other.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.check_metric()?;
+        let Task::Completion {
+            prompt,
+            completion,
+            format,
+            chat_template,
+            ..
+        } = self
+        else {
+            return Ok(());
+        };
+        let templates = *prompt != default_prompt() || *completion != default_completion();
+        if let (Some(format), true) = (format, templates) {
+            let name = format.name();
+            return Err(format!(
+                "`format = \"{name}\"` has its own prompt and completion; remove `prompt` and \
+                 `completion`, or `format`"
+            ));
+        }
+        if chat_template.is_some() && !format.is_some_and(Layout::is_chat) {
+            return Err(
+                "`chat_template` writes chats; set `format` to `messages` or `sharegpt`, \
+                        or remove it"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_metric(&self) -> Result<(), String> {
+        let (metric, of_classes) = (self.metric(), matches!(self, Task::Classification { .. }));
+        if metric.is_of_classes() == of_classes {
+            return Ok(());
+        }
+        let fitting = Metric::ALL
+            .iter()
+            .filter(|m| m.is_of_classes() == of_classes);
+        let fitting: Vec<_> = fitting.map(|m| format!("`{}`", m.name())).collect();
+        Err(format!(
+            "`task.metric` is `{}`, which this kind of task does not have; expected one of {}",
+            metric.name(),
+            fitting.join(", ")
+        ))
+    }
+
+    pub(super) fn data_mut(&mut self) -> &mut DataSource {
+        match self {
+            Task::Completion { data, .. } | Task::Classification { data, .. } => data,
+        }
+    }
+}
+
+/// Most examples of each split; all where not given.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limit {
+    /// Of train.
+    pub train: Option<usize>,
+    /// Of dev.
+    pub dev: Option<usize>,
+    /// Of test.
+    pub test: Option<usize>,
+}
+
+/// Where rows come from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DataSource {
+    /// The generated video-recommendation scenario.
+    Scenario(ScenarioSource),
+    /// Files, relative to the study file; may hold `${VARIABLES}`.
+    Files(Files),
+}
+
+/// A generated scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScenarioSource {
+    /// Seed of the scenario.
+    pub scenario: u64,
+    /// Its sizes.
+    #[serde(default)]
+    pub sizes: ScenarioConfig,
+}
+
+/// One file a split.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// To learn from.
+    pub train: String,
+    /// To choose by.
+    pub dev: String,
+    /// To report on.
+    pub test: String,
+    /// How to read them, where names and first lines do not tell.
+    #[serde(default)]
+    pub read: ReadOptions,
+}

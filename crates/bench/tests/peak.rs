@@ -1,0 +1,17 @@
+//! The peak of a process's memory; a file of its own, because other tests share their process.
+#![cfg(target_os = "linux")]
+
+use bench::memory::{peak_rss, restart_peak};
+
+#[test]
+fn the_peak_can_start_anew() {
+    if std::fs::write("/proc/self/clear_refs", "5").is_err() {
+        eprintln!("skipped: this system does not let a process restart its peak");
+        return;
+    }
+    let large = std::hint::black_box(vec![1u8; 300 << 20]);
+    let before = peak_rss();
+    drop(large);
+    restart_peak();
+    assert!(peak_rss() + (200 << 20) < before, "{before}");
+}
