@@ -168,7 +168,7 @@ pub fn run(
         &loaded.model,
         &*method,
         &trial.storage,
-        trial.train.batch_size * longest(&data),
+        trial.train.batch_size * (longest(&data) + method.position_offset()),
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();

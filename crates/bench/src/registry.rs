@@ -321,17 +321,33 @@ mod tests {
         Model::random_bert(config, init).unwrap()
     });
 
-    // Grouped queries, wider than the model; a tied head; a window shorter than the text, out of
-    // which a prefix falls, so that weights must be large enough for the rest of it to show.
-    host!(LlamaHost, |init| {
-        let config = serde_json::json!({
-            "model_type": "mistral", "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
-            "intermediate_size": 20, "max_position_embeddings": 16, "sliding_window": 4,
-            "tie_word_embeddings": true, "initializer_range": 0.1
+    /// A small model of the Llama family with these settings besides. Grouped queries, wider than
+    /// the model; a tied head.
+    fn llama(own: serde_json::Value, init: &mut Init) -> Model {
+        let mut config = serde_json::json!({
+            "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 20,
+            "max_position_embeddings": 16, "tie_word_embeddings": true, "initializer_range": 0.1
         });
+        let own = own.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(own);
         let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
         Model::random_llama(config, init).unwrap()
+    }
+
+    host!(LlamaHost, |init| {
+        // With biases, which BitFit trains.
+        let biases = serde_json::json!(
+            {"model_type": "llama", "attention_bias": true, "mlp_bias": true}
+        );
+        llama(biases, init)
+    });
+
+    // A window shorter than the text, out of which a prefix falls, so that weights must be large
+    // enough for the rest of it to show.
+    host!(MistralHost, |init| {
+        let window = serde_json::json!({"model_type": "mistral", "sliding_window": 4});
+        llama(window, init)
     });
 
     fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
@@ -369,29 +385,37 @@ mod tests {
         with_methods!(bert_contract);
     }
 
-    /// The contract on a model without biases.
-    fn llama_contract_of<M: MethodConfig>(setting: &Setting<'_>) {
-        if M::INFO.kind == "bitfit" {
-            let geometry = LlamaHost::build(&mut Init::new(0, &setting.device)).geometry();
-            let error = M::examples()[0].check(&geometry).unwrap_err().to_string();
-            assert!(error.contains("layers with biases"), "{error}");
-            return;
-        }
-        contract_on::<M, LlamaHost>(setting);
-        contract::count_equals_closed_form::<M, LlamaHost>(setting);
-        contract::only_declared_parameters_train::<M, LlamaHost>(setting);
-        contract::loss_falls::<M, LlamaHost>(setting);
-    }
-
     macro_rules! llama_contract {
         ($($method:ty),* $(,)?) => {
-            $(llama_contract_of::<$method>(&Setting::dense(Device::flex()));)*
+            $(
+                let setting = Setting::dense(Device::flex());
+                contract_on::<$method, LlamaHost>(&setting);
+                contract::count_equals_closed_form::<$method, LlamaHost>(&setting);
+                contract::only_declared_parameters_train::<$method, LlamaHost>(&setting);
+                contract::loss_falls::<$method, LlamaHost>(&setting);
+            )*
         };
     }
 
     #[test]
     fn every_method_keeps_the_contract_on_llama() {
         with_methods!(llama_contract);
+    }
+
+    macro_rules! mistral_contract {
+        ($($method:ty),* $(,)?) => {
+            $(
+                let setting = Setting::dense(Device::flex());
+                contract_on::<$method, MistralHost>(&setting);
+                contract::loss_falls::<$method, MistralHost>(&setting);
+            )*
+        };
+    }
+
+    #[test]
+    fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
+        use peft_adapter::{LoReft, PTuning, Prefix, PromptTuning};
+        mistral_contract!(Prefix, PromptTuning, PTuning, LoReft, peft_lora::Lora);
     }
 
     #[test]
@@ -421,7 +445,7 @@ mod tests {
             Houlsby, Pfeiffer, Parallel, Compacter, CompacterPlus, Prefix, PromptTuning, PTuning,
             LoReft, BitFit, LnTuning, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira, Loha, Lokr,
             Miss, Oft, Boft, FourierFt);
-        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, Lora);
-        over!(peft_qlora::Int8 {}; Houlsby, Prefix, Lora, Vera);
+        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, PTuning, Lora);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera);
     }
 }

@@ -277,3 +277,100 @@ fn a_combination_of_lora_adapters_is_the_weighted_sum_of_their_updates() {
         assert!((ours - expected).abs() < 1e-4, "{ours} {expected}");
     }
 }
+
+/// Two adapters of these kinds, loaded as one with these weights.
+fn blended(
+    folder: &Path,
+    kinds: [(&str, &serde_json::Value); 2],
+    weights: [f64; 2],
+) -> anyhow::Result<Adapters> {
+    let mut args = Vec::new();
+    for (seed, ((kind, config), weight)) in kinds.into_iter().zip(weights).enumerate() {
+        let own = folder.join(format!("{kind}-{seed}"));
+        std::fs::create_dir_all(&own).unwrap();
+        write_adapter(folder, kind, config.clone(), seed as u64, &own);
+        args.push(AdapterArg {
+            name: format!("{kind}-{seed}"),
+            folder: own,
+            weight: Some(weight),
+        });
+    }
+    Adapters::load(folder, &args, &Registry::builtin(), &Device::flex())
+}
+
+#[test]
+fn a_combination_knows_every_seam_a_method_fills() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let methods = [
+        ("bitfit", json!({})),
+        ("ln_tuning", json!({})),
+        ("top_layers", json!({ "layers": 1 })),
+        (
+            "pfeiffer",
+            json!({ "bottleneck": 8, "inv_adapter": "nice" }),
+        ),
+        ("compacter", json!({ "bottleneck": 8, "phm_dim": 4 })),
+        ("loreft", json!({ "r": 2 })),
+        (
+            "prefix",
+            json!({ "num_virtual_tokens": 3, "prefix_projection": true }),
+        ),
+        ("prompt_tuning", json!({ "num_virtual_tokens": 3 })),
+        ("p_tuning", json!({ "num_virtual_tokens": 3 })),
+        ("vera", json!({ "rank": 4 })),
+    ];
+    for (kind, config) in methods {
+        let both = |weights| {
+            let model = blended(folder.path(), [(kind, &config); 2], weights).unwrap();
+            logits(model.get(&format!("{kind}-0+{kind}-1")).unwrap())
+        };
+        let alone = |seed: u64| {
+            let own = folder.path().join(format!("{kind}-{seed}"));
+            logits(&afresh(folder.path(), &own))
+        };
+        let distance = |x: &[f32], y: &[f32]| {
+            assert_eq!(x.len(), y.len(), "{kind}");
+            let pairs = x.iter().zip(y);
+            pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+        };
+        let first = both([1.0, 0.0]);
+        let second = both([0.0, 1.0]);
+        let [a, b] = [alone(0), alone(1)];
+        let apart = distance(&a, &b);
+        assert!(apart > 1e-2, "{kind}: {apart}");
+        for (weight, ours, expected) in [("first", first, &a), ("second", second, &b)] {
+            let error = distance(&ours, expected);
+            assert!(
+                error < 1e-2 * apart,
+                "{kind}, all weight on the {weight}: {error}"
+            );
+        }
+        let half = both([0.5, 0.5]);
+        assert!(distance(&half, &a) > 1e-2 * apart, "{kind}");
+        assert!(distance(&half, &b) > 1e-2 * apart, "{kind}");
+    }
+}
+
+#[test]
+fn virtual_tokens_that_not_all_adapters_of_a_combination_have_are_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let prompt = json!({ "num_virtual_tokens": 3 });
+    let prefix = json!({ "num_virtual_tokens": 3, "takes_positions": true });
+    let (lora, longer) = (json!({}), json!({ "num_virtual_tokens": 4 }));
+    let prompt = ("prompt_tuning", &prompt);
+    let others = [
+        (("prefix", &prefix), "virtual tokens"),
+        (("lora", &lora), "position offset"),
+        (("prompt_tuning", &longer), "position offset"),
+    ];
+    for (other, reason) in others {
+        let error = blended(folder.path(), [prompt, other], [0.5, 0.5])
+            .err()
+            .unwrap();
+        assert!(format!("{error:#}").contains(reason), "{error:#}");
+    }
+}

@@ -2,28 +2,33 @@
 //!
 //! At every seam the blend computes `base + sum of weight * (adapted - base)`: for methods that add
 //! to linear layers this is the sum of their weighted updates, for adapters on sublayers (weights
-//! that sum to 1) AdapterHub's averaging. Base parameters the methods train are blended alike.
+//! that sum to 1) AdapterHub's averaging. Base parameters the methods train are blended alike, and
+//! virtual tokens as if those of the base were zero.
+
+mod seams;
 
 use std::collections::{HashMap, VecDeque};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use crate::attend::{Attend, AttendSlot, Heads};
+use self::seams::{BlendAttend, BlendEnds, BlendLinear, BlendLookup, BlendTap, Weighted};
+use crate::attend::AttendSlot;
 use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, Surgeon};
-use crate::lookup::{Lookup, LookupSlot};
+use crate::lookup::LookupSlot;
 use crate::pass::{Pass, SharedSlot};
-use crate::projection::{Dense, Proj, Projection};
+use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
-use crate::tap::{Sublayer, Tap, TapSlot};
+use crate::tap::TapSlot;
 
 /// One base with several adapters, each with its weight, ready to compute without gradients.
 /// `adapted` must be made from clones of `base`.
 ///
 /// # Errors
-/// If there is none, a weight is not finite, or the adapters number positions differently.
+/// If there is none, a weight is not finite, or the adapters number positions differently or have
+/// different numbers of virtual tokens.
 pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapted<H>, CoreError> {
     let Some((_, first)) = adapted.first() else {
         return Err(CoreError::bad_value("adapters", 0, "at least one"));
@@ -42,11 +47,7 @@ pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapte
     let mut blender = Blender {
         parts: adapted.iter().map(Part::of).collect(),
     };
-    if let Some(part) = blender.parts.iter().find(|part| part.is_no_difference()) {
-        let expected = "of adapters that change what the base computes: virtual tokens and \
-                        invertible adapters cannot be blended";
-        return Err(CoreError::bad_value("weight", part.weight, expected));
-    }
+    check_virtual_tokens(&blender.parts)?;
     let shifts = shifts(&base, &adapted);
     let host = base.map(&mut Shift(shifts)).rebuild(&mut blender);
     Ok(Adapted {
@@ -64,7 +65,7 @@ struct Part {
     taps: VecDeque<Option<TapSlot>>,
     attends: VecDeque<Option<AttendSlot>>,
     lookups: VecDeque<Option<LookupSlot>>,
-    ends: Option<EndsSlot>,
+    ends: VecDeque<Option<EndsSlot>>,
 }
 
 impl Part {
@@ -76,18 +77,20 @@ impl Part {
             taps: VecDeque::new(),
             attends: VecDeque::new(),
             lookups: VecDeque::new(),
-            ends: None,
+            ends: VecDeque::new(),
         };
         drop(adapted.host.clone().rebuild(&mut part));
         part
     }
 
-    /// Whether it does more than add to what the base computes somewhere: it lengthens the text, or
-    /// undoes above the layers what it did below them.
-    fn is_no_difference(&self) -> bool {
+    /// How many virtual tokens it puts before every text.
+    fn virtual_tokens(&self) -> usize {
         let pass = Pass::with_shared(self.shared.as_ref());
-        let prompt = |slot: &Option<LookupSlot>| LookupSlot::prompt(slot.as_ref(), &pass).is_some();
-        self.ends.is_some() || self.lookups.iter().any(prompt)
+        let mut prompts = self.lookups.iter().filter_map(|lookup| {
+            let rows = LookupSlot::prompt(lookup.as_ref(), &pass)?;
+            Some(rows.dims()[0])
+        });
+        prompts.next().unwrap_or(0)
     }
 }
 
@@ -109,8 +112,25 @@ impl Surgeon for Part {
         old
     }
     fn ends(&mut self, old: Option<EndsSlot>) -> Option<EndsSlot> {
-        self.ends = old.clone();
+        self.ends.push_back(old.clone());
         old
+    }
+}
+
+/// Refuses virtual tokens that some adapters have and others do not, or have fewer of: there is no
+/// token of the base that could stand for a missing one.
+fn check_virtual_tokens(parts: &[Part]) -> Result<(), CoreError> {
+    let [first, others @ ..] = parts else {
+        return Ok(());
+    };
+    let expected = first.virtual_tokens();
+    match others.iter().find(|p| p.virtual_tokens() != expected) {
+        None => Ok(()),
+        Some(other) => {
+            let found = other.virtual_tokens();
+            let expected = format!("{expected}, as in the first adapter of the blend");
+            Err(CoreError::bad_value("virtual tokens", found, &expected))
+        }
     }
 }
 
@@ -160,124 +180,9 @@ impl Surgeon for Blender {
         let parts = self.seam(|part| part.lookups.pop_front().expect(IN_STEP));
         (!parts.is_empty()).then(|| LookupSlot::new(BlendLookup { parts }))
     }
-}
-
-/// What one adapter has at a seam.
-#[derive(Module, Debug)]
-struct Weighted<S: Module> {
-    weight: f64,
-    module: S,
-    shared: Option<SharedSlot>,
-}
-
-impl<S: Module> Weighted<S> {
-    /// The pass as the adapter alone would see it.
-    fn pass(&self, outer: &Pass<'_>) -> Pass<'_> {
-        let mut pass = Pass::with_shared(self.shared.as_ref());
-        pass.position_offset = outer.position_offset;
-        pass.see(outer.text());
-        pass
-    }
-}
-
-/// `base + sum of weight * (part - base)`
-fn mixed<S: Module, const D: usize>(
-    base: Tensor<D>,
-    parts: &[Weighted<S>],
-    run: impl Fn(&Weighted<S>) -> Tensor<D>,
-) -> Tensor<D> {
-    let add = |sum: Tensor<D>, part: &Weighted<S>| {
-        sum + (run(part) - base.clone()).mul_scalar(part.weight)
-    };
-    parts.iter().fold(base.clone(), add)
-}
-
-/// A linear layer under several adapters.
-#[derive(Module, Debug)]
-struct BlendLinear {
-    base: Proj,
-    parts: Vec<Weighted<Proj>>,
-}
-
-impl Projection for BlendLinear {
-    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let base = self.base.forward(x.clone(), pass);
-        mixed(base, &self.parts, |p| {
-            p.module.forward(x.clone(), &p.pass(pass))
-        })
-    }
-    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let base = self.base.weight(pass);
-        mixed(base, &self.parts, |p| p.module.weight(&p.pass(pass)))
-    }
-    fn bias(&self) -> Option<Tensor<1>> {
-        let zeros = || {
-            let (_, d_out) = self.dims();
-            Tensor::zeros([d_out], &self.base.weight(&Pass::new()).device())
-        };
-        let any =
-            self.base.bias().is_some() || self.parts.iter().any(|p| p.module.bias().is_some());
-        let base = self.base.bias().unwrap_or_else(zeros);
-        any.then(|| mixed(base, &self.parts, |p| p.module.bias().unwrap_or_else(zeros)))
-    }
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        let merges = |p: &Weighted<Proj>| p.module.merge(&p.pass(pass)).is_some();
-        self.parts
-            .iter()
-            .all(merges)
-            .then(|| Dense::new(self.weight(pass), self.bias()))
-    }
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
-    }
-}
-
-/// A sublayer under several adapters.
-#[derive(Module, Debug)]
-struct BlendTap {
-    parts: Vec<Weighted<TapSlot>>,
-}
-
-impl Tap for BlendTap {
-    fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
-        let (residual, output, norm) = (sublayer.residual, sublayer.output, sublayer.norm);
-        let run = |part: &Weighted<TapSlot>| {
-            let sublayer = Sublayer {
-                residual: residual.clone(),
-                output: output.clone(),
-                norm,
-            };
-            TapSlot::apply(Some(&part.module), sublayer, &part.pass(pass))
-        };
-        mixed(output.clone(), &self.parts, run)
-    }
-}
-
-/// An attention core under several adapters.
-#[derive(Module, Debug)]
-struct BlendAttend {
-    parts: Vec<Weighted<AttendSlot>>,
-}
-
-impl Attend for BlendAttend {
-    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(heads.clone().attend(), &self.parts, |p| {
-            AttendSlot::apply(Some(&p.module), heads.clone(), &p.pass(pass))
-        })
-    }
-}
-
-/// A token embedding under several adapters.
-#[derive(Module, Debug)]
-struct BlendLookup {
-    parts: Vec<Weighted<LookupSlot>>,
-}
-
-impl Lookup for BlendLookup {
-    fn forward(&self, ids: Tensor<2, Int>, rows: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(rows.clone(), &self.parts, |p| {
-            LookupSlot::apply(Some(&p.module), &ids, rows.clone(), &p.pass(pass))
-        })
+    fn ends(&mut self, _old: Option<EndsSlot>) -> Option<EndsSlot> {
+        let parts = self.seam(|part| part.ends.pop_front().expect(IN_STEP));
+        (!parts.is_empty()).then(|| EndsSlot::new(BlendEnds { parts }))
     }
 }
 

@@ -163,7 +163,7 @@ fn check_on_model(
         method
             .check(&geometry)
             .with_context(|| format!("method `{}`", trial.label))?;
-        let tokens = trial.train.batch_size * max_length;
+        let tokens = trial.train.batch_size * (max_length + method.position_offset());
         let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
         let shape = peft_core::geometry_for(&loaded.model, &*method);
         let trained = peft_core::trained_parameters(&shape, &*method);

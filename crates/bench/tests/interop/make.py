@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
 
 import adapters
@@ -38,6 +39,7 @@ BASES = {
                                             tie_word_embeddings=False, pad_token_id=0)),
 }
 LORA = dict(r=4, lora_alpha=8)
+QV, LINEAR = ["query", "value"], ["query", "value", "intermediate.dense"]
 PEFT = {
     "gpt2-lora": lambda: peft.LoraConfig(**LORA, target_modules=["c_attn"], fan_in_fan_out=True),
     "gpt2-lora_patterns": lambda: peft.LoraConfig(
@@ -58,9 +60,6 @@ PEFT = {
     "roberta-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
     "gpt2-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "bert-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=2, encoder_hidden_size=16),
-    "llama-ln_tuning": lambda: peft.LNTuningConfig(),
-    "llama-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
-    "llama-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "gpt2-prefix_projection": lambda: peft.PrefixTuningConfig(
         num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=16),
     "llama-lora_regex": lambda: peft.LoraConfig(**LORA, target_modules=r".*\.1\..*(q_proj|up_proj)"),
@@ -71,10 +70,10 @@ PEFT = {
     "llama-lora_embed": lambda: peft.LoraConfig(**LORA, target_modules=["embed_tokens", "q_proj"]),
     "llama-vera": lambda: peft.VeraConfig(r=6, target_modules=["q_proj", "down_proj"]),
     "llama-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
-}
-QV, LINEAR = ["query", "value"], ["query", "value", "intermediate.dense"]
-# Made after all others, so that those keep their numbers.
-FAMILY = {
+    "llama-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
+    "llama-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
+    "llama-ln_tuning": lambda: peft.LNTuningConfig(),
+    "llama-ln_tuning_names": lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
     "gpt2-dora": lambda: peft.LoraConfig(
         **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True, rank_pattern={"c_fc": 2}),
     "gpt2-ia3": lambda: peft.IA3Config(
@@ -122,9 +121,6 @@ HUB = {
     "roberta-loreft_tied": lambda: adapters.LoReftConfig(
         r=3, suffix_positions=1, tied_weights=True, layers=[1], dropout=0.0),
     "gpt2-loreft": lambda: adapters.LoReftConfig(r=2, prefix_positions=5, suffix_positions=4, dropout=0.0),
-    "llama-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
-    "llama-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=3),
-    "llama-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
     "gpt2-noreft": lambda: adapters.NoReftConfig(r=2, dropout=0.0),
     "bert-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
     "bert-prefix_flat": lambda: adapters.PrefixTuningConfig(flat=True, prefix_length=3),
@@ -133,7 +129,13 @@ HUB = {
     "gpt2-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
     "gpt2-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
     "roberta-pfeiffer": lambda: adapters.SeqBnConfig(reduction_factor=4),
+    "llama-houlsby": lambda: adapters.DoubleSeqBnConfig(reduction_factor=4),
+    "llama-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=3),
+    "llama-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
+    "llama-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
 }
+TRAIN = ["gpt2-lora", "gpt2-qlora", "gpt2-full", "gpt2-dora", "gpt2-adalora", "gpt2-hira",
+         "bert-lora", "bert-houlsby", "bert-boft"]
 
 
 def base(name, **options):
@@ -216,7 +218,7 @@ def wanted(part, cases, seed):
 
 
 def make_peft(seed):
-    for name, kind, folder, config in wanted("peft", {**PEFT, **FAMILY}, seed):
+    for name, kind, folder, config in wanted("peft", PEFT, seed):
         config.task_type = task(kind)
         model = peft.get_peft_model(base(kind), config).eval()
         stir([p for p in model.parameters() if p.requires_grad])
@@ -278,11 +280,15 @@ def decoded(packed, state, shape):
     return (state.code[codes] * scales[torch.arange(shape.numel()) // 64]).reshape(shape)
 
 
-def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert-houlsby")):
-    for name in names:
-        kind, method = name.split("-")
-        folder = HERE / "train" / name
-        model = base(kind)
+def lora(kind):
+    targets = ["c_attn"] if kind == "gpt2" else QV
+    return peft.LoraConfig(**LORA, target_modules=targets, fan_in_fan_out=kind == "gpt2")
+
+
+def make_train(seed):
+    cases = {name: PEFT.get(name, partial(lora, name.split("-")[0])) for name in TRAIN}
+    for name, kind, folder, config in wanted("train", cases, seed):
+        method, model = name.split("-")[1], base(kind)
         if method == "qlora":
             pack(model)
         rate = 1e-3 if method == "full" else 1e-2
@@ -295,9 +301,6 @@ def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert
         elif method == "full":
             write = lambda to: model.save_pretrained(to)
         else:
-            targets = ["c_attn"] if kind == "gpt2" else ["query", "value"]
-            plain = lambda: peft.LoraConfig(**LORA, target_modules=targets, fan_in_fan_out=kind == "gpt2")
-            config = FAMILY.get(name, plain)()
             config.task_type = task(kind)
             model = peft.get_peft_model(model, config)
             write = lambda to: model.save_pretrained(to)
@@ -335,17 +338,16 @@ def make_train(names=("gpt2-lora", "gpt2-qlora", "gpt2-full", "bert-lora", "bert
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--missing", action="store_true", help="only the adapters that are not there yet")
+    parser.add_argument("--missing", action="store_true", help="only the cases that are not there yet")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     if not args.missing:
         for part in ("base", "peft", "adapterhub", "train"):
             shutil.rmtree(HERE / part, ignore_errors=True)
         make_bases()
-        make_train()
-        make_train(("gpt2-dora", "gpt2-adalora", "gpt2-hira", "bert-boft"))
     make_peft(args.seed)
     make_hub(args.seed)
+    make_train(args.seed)
     for file in HERE.rglob("*.json"):
         # The libraries write where a base was found.
         file.write_text(file.read_text().replace(f"{HERE}/", ""))
