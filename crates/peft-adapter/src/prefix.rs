@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Attend, AttendSlot, CoreError, Fields, Foreign, Form, Geometry, Heads, Init, Method,
-    MethodConfig, MethodInfo, Pass, Rule, Start,
+    MethodConfig, MethodInfo, Pass, Rule, Start, check,
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,9 +82,7 @@ impl MethodConfig for Prefix {
 
 impl Method for Prefix {
     fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
-        if self.num_virtual_tokens == 0 {
-            return Err(CoreError::bad_value("num_virtual_tokens", 0, "at least 1"));
-        }
+        check::size("num_virtual_tokens", self.num_virtual_tokens)?;
         if !(self.init_std >= 0.0 && self.init_std.is_finite()) {
             return Err(CoreError::bad_value(
                 "init_std",
