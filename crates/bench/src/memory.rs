@@ -115,8 +115,23 @@ pub fn restart_peak() {
     }
 }
 
-/// Largest resident set of this process so far, in bytes; 0 where the system does not tell.
+/// Largest resident set of this process so far, or since [`restart_peak`], in bytes; 0 where the
+/// system does not tell.
 pub fn peak_rss() -> u64 {
+    high_water_mark().unwrap_or_else(peak_of_usage)
+}
+
+/// Linux' own figure, which can be restarted; other systems have none.
+fn high_water_mark() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes << 10)
+}
+
+fn peak_of_usage() -> u64 {
     // SAFETY: getrusage fills the struct it is given and keeps no pointer to it.
     #[allow(unsafe_code)]
     let usage = unsafe {

@@ -141,8 +141,7 @@ impl<K: Kind> Adapter<K> {
                 let expected = "left out where `bottleneck` is given";
                 return Err(CoreError::bad_value("reduction_factor", "given", expected));
             }
-            (Some(0), None) => return Err(CoreError::bad_value("bottleneck", 0, "at least 1")),
-            (Some(m), None) => return Ok(m),
+            (Some(m), None) => return check::size("bottleneck", m).map(|()| m),
             (None, Some(factor)) => factor.at(layer),
             (None, None) => Some(K::REDUCTION_FACTOR as f64),
         };
@@ -156,7 +155,7 @@ impl<K: Kind> Adapter<K> {
         };
         // Rounded down, as AdapterHub does.
         let width = (d as f64 / factor).floor();
-        if factor.is_finite() && factor > 0.0 && (1.0..1e9).contains(&width) {
+        if factor.is_finite() && (1.0..=check::MOST as f64).contains(&width) {
             return Ok(width as usize);
         }
         let expected = format!("above 0 and at most the model's width {d}");

@@ -7,7 +7,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{Activation, CoreError, Ends, Init, Pass, Rule, kernels};
+use peft_core::{Activation, CoreError, Ends, Init, Pass, Rule, check, kernels};
 use serde::{Deserialize, Serialize};
 
 /// The kinds of invertible adapters.
@@ -72,7 +72,7 @@ impl NiceCoupling {
     pub fn check(d: usize, factor: f64) -> Result<(), CoreError> {
         let (narrow, _) = halves(d);
         let width = narrow as f64 / factor;
-        if factor.is_finite() && factor > 0.0 && (1.0..1e9).contains(&width) {
+        if factor.is_finite() && (1.0..=check::MOST as f64).contains(&width) {
             return Ok(());
         }
         let expected = format!("above 0 and at most half the model's width {d}");

@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, activation::relu};
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Lookup, LookupSlot, Method, MethodConfig,
-    MethodInfo, Pass, Start, Table, kernels,
+    MethodInfo, Pass, Start, Table, check, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,17 +104,20 @@ impl MethodConfig for PTuning {
 
 impl Method for PTuning {
     fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
-        peft::check_virtual_tokens(self.num_virtual_tokens)?;
-        match (
-            self.encoder_hidden_size,
-            self.encoder_reparameterization_type,
-        ) {
-            (Some(0), _) => Err(CoreError::bad_value("encoder_hidden_size", 0, "at least 1")),
-            (Some(h), Encoder::None) => {
+        check::size("num_virtual_tokens", self.num_virtual_tokens)?;
+        let Some(hidden) = self.encoder_hidden_size else {
+            return Ok(());
+        };
+        match self.encoder_reparameterization_type {
+            Encoder::Mlp => check::size("encoder_hidden_size", hidden),
+            Encoder::None => {
                 let expected = "left out where there is no encoder";
-                Err(CoreError::bad_value("encoder_hidden_size", h, expected))
+                Err(CoreError::bad_value(
+                    "encoder_hidden_size",
+                    hidden,
+                    expected,
+                ))
             }
-            _ => Ok(()),
         }
     }
 

@@ -38,11 +38,3 @@ pub(crate) fn prompt_fields(kind: &str, count: usize, geometry: &Geometry) -> Ma
         _ => unreachable!("a JSON table"),
     }
 }
-
-/// Refuses a method without virtual tokens.
-pub(crate) fn check_virtual_tokens(count: usize) -> Result<(), CoreError> {
-    match count {
-        0 => Err(CoreError::bad_value("num_virtual_tokens", 0, "at least 1")),
-        _ => Ok(()),
-    }
-}

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use peft_core::{
     Activation, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Role,
-    Rule, SharedSlot, TapSite, TapSlot,
+    Rule, SharedSlot, TapSite, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -201,9 +201,7 @@ impl<K: PhmKind> MethodConfig for PhmAdapter<K> {
 impl<K: PhmKind> Method for PhmAdapter<K> {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         self.plain().check(geometry)?;
-        if self.phm_rank == 0 {
-            return Err(CoreError::bad_value("phm_rank", 0, "at least 1"));
-        }
+        check::size("phm_rank", self.phm_rank)?;
         if !(self.phm_init_range >= 0.0 && self.phm_init_range.is_finite()) {
             let expected = "a number from 0 up";
             return Err(CoreError::bad_value(

@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Attend, AttendSlot, CoreError, Fields, Foreign, Form, Geometry, Heads, Init, Method,
-    MethodConfig, MethodInfo, Pass, Rule, SharedSlot, Start, exchange::Columns,
+    MethodConfig, MethodInfo, Pass, Rule, SharedSlot, Start, check, exchange::Columns,
 };
 use serde::{Deserialize, Serialize};
 
@@ -141,16 +141,17 @@ impl MethodConfig for Prefix {
 
 impl Method for Prefix {
     fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
-        peft::check_virtual_tokens(self.num_virtual_tokens)?;
-        match self.encoder_hidden_size {
-            Some(0) => {
-                return Err(CoreError::bad_value("encoder_hidden_size", 0, "at least 1"));
-            }
-            Some(h) if !self.prefix_projection => {
+        check::size("num_virtual_tokens", self.num_virtual_tokens)?;
+        if let Some(hidden) = self.encoder_hidden_size {
+            check::size("encoder_hidden_size", hidden)?;
+            if !self.prefix_projection {
                 let expected = "left out where `prefix_projection` is off";
-                return Err(CoreError::bad_value("encoder_hidden_size", h, expected));
+                return Err(CoreError::bad_value(
+                    "encoder_hidden_size",
+                    hidden,
+                    expected,
+                ));
             }
-            _ => {}
         }
         if !(self.init_std >= 0.0 && self.init_std.is_finite()) {
             return Err(CoreError::bad_value(

@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Lookup, LookupSlot, Method, MethodConfig,
-    MethodInfo, Pass, Rule, Start, Table,
+    MethodInfo, Pass, Rule, Start, Table, check,
 };
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +107,7 @@ impl MethodConfig for PromptTuning {
 
 impl Method for PromptTuning {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
-        peft::check_virtual_tokens(self.num_virtual_tokens)?;
+        check::size("num_virtual_tokens", self.num_virtual_tokens)?;
         let PromptInit::Text(ids) = &self.prompt_tuning_init else {
             return Ok(());
         };

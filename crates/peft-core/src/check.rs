@@ -17,13 +17,42 @@ pub fn dropout(value: f64) -> Result<(), CoreError> {
     ))
 }
 
-/// Refuses a rank of zero.
+/// No width, rank or length of a method is above this: beyond it, sizes would overflow before any
+/// memory were asked for.
+pub const MOST: usize = 1 << 20;
+
+/// Refuses a size of zero or beyond [`MOST`]; `key` is what the configuration calls it.
+///
+/// # Errors
+/// Names the key, what was found and what is allowed.
+pub fn size(key: &str, value: usize) -> Result<(), CoreError> {
+    match value {
+        0 => Err(CoreError::bad_value(key, value, "at least 1")),
+        1..=MOST => Ok(()),
+        _ => Err(CoreError::bad_value(key, value, &format!("at most {MOST}"))),
+    }
+}
+
+/// Refuses a rank of zero, or an absurd one.
 ///
 /// # Errors
 /// Names the key, what was found and what is allowed.
 pub fn rank(value: usize) -> Result<(), CoreError> {
-    match value {
-        0 => Err(CoreError::bad_value("rank", value, "at least 1")),
-        _ => Ok(()),
+    size("rank", value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_zero_and_beyond_any_model_are_refused_by_name() {
+        assert!(rank(8).is_ok() && rank(MOST).is_ok());
+        assert!(rank(0).unwrap_err().to_string().contains("`rank` is 0"));
+        let error = size("bottleneck", usize::MAX).unwrap_err().to_string();
+        assert!(
+            error.contains("`bottleneck`") && error.contains("at most"),
+            "{error}"
+        );
     }
 }

@@ -102,7 +102,10 @@ impl MethodConfig for Boft {
 
     fn examples() -> Vec<Self> {
         vec![
-            Self::default(),
+            Self {
+                targets: Targets::all_linear(),
+                ..Self::default()
+            },
             Self {
                 block_size: 2,
                 butterfly_factors: 2,

@@ -86,13 +86,13 @@ impl MethodConfig for FourierFt {
         vec![
             FourierFt {
                 n_frequency: 2,
-                scaling: 10.0,
+                scaling: 60.0,
                 targets: Targets::all_linear(),
                 ..Self::default()
             },
             FourierFt {
                 n_frequency: 20,
-                scaling: 5.0,
+                scaling: 40.0,
                 ..Self::default()
             },
         ]

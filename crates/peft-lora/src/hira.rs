@@ -55,17 +55,13 @@ impl MethodConfig for Hira {
     };
 
     fn examples() -> Vec<Self> {
-        vec![
-            Hira {
-                rank: 2,
-                ..Self::default()
-            },
-            Hira {
-                rank: 3,
-                targets: Targets::all_linear(),
-                ..Self::default()
-            },
-        ]
+        // The reach of the update is that of the base's weights: of small ones many are needed.
+        let of = |rank| Hira {
+            rank,
+            targets: Targets::all_linear(),
+            ..Self::default()
+        };
+        vec![of(8), of(12)]
     }
 
     fn from_peft(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Self>, CoreError> {

@@ -100,6 +100,7 @@ impl MethodConfig for Oft {
         vec![
             Oft {
                 block_size: 4,
+                targets: Targets::all_linear(),
                 ..Self::default()
             },
             Oft {

@@ -65,7 +65,7 @@ pub(super) fn fit(
     let labels = labels(&opened.folder)?;
     let file = opened.folder.join(TENSORS).display().to_string();
     let tensors = with_body(opened.tensors, &geometry);
-    let mut fitted = fresh(method, model, storage, init)?;
+    let mut fitted = fresh(method, &tensors, model, storage, init)?;
     fitted.card.labels = labels;
     let rules = rules(&fitted, &fitted.geometry(), &name)?;
     let ours = import(tensors, &rules, &file)?;

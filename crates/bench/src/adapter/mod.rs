@@ -11,7 +11,8 @@ mod peft;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::TensorData;
 use models::Model;
 use peft_core::state::Tensors;
 use peft_core::{Adapted, Geometry, Init, Method, adapt, geometry_for};
@@ -203,12 +204,27 @@ impl Fitted {
 }
 
 /// A foreign adapter in a fresh model, before its values are put in.
+///
+/// # Errors
+/// If the configuration asks for more parameters than `tensors` could fill: nothing is allocated
+/// for it then.
 fn fresh(
     (kind, config, method): (String, Value, Arc<dyn Method>),
+    tensors: &Tensors,
     model: Model,
     storage: &StorageSpec,
     init: &mut Init,
 ) -> Result<Fitted> {
+    let geometry = geometry_for(&model, &*method);
+    method.check(&geometry)?;
+    let asked = method.parameters(&geometry) as u128;
+    let values: usize = tensors.values().map(TensorData::num_elements).sum();
+    // Some formats leave out what can be made again; none leaves out the most of it.
+    let most = 64 * values as u128 + geometry.base_parameters() as u128;
+    ensure!(
+        asked <= most,
+        "the configuration describes {asked} parameters, the file holds {values} values"
+    );
     let model = adapt(model, &*method, storage.build(), init)?;
     let card = Card {
         kind,

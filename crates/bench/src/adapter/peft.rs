@@ -86,7 +86,7 @@ pub(super) fn fit(
     let method = registry.from_peft(fields, &geometry, HARMLESS)?;
     let file = opened.folder.join(TENSORS).display().to_string();
     let tensors = without_table(opened.tensors, &model, &geometry, &file)?;
-    let mut fitted = fresh(method, model, storage, init)?;
+    let mut fitted = fresh(method, &tensors, model, storage, init)?;
     let rules = rules(&*fitted.method, &fitted.geometry())
         .context("the method read from this format has no form in it")?;
     let ours = import(tensors, &rules, &file)?;
