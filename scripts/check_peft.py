@@ -31,7 +31,15 @@ LINEAR = [
     ("lora all-linear rslora", 'kind = "lora"\nrank = 4\ntargets = "all-linear"\nrslora = true'),
     ("lora lora_bias, bias all", 'kind = "lora"\nrank = 3\nlora_bias = true\nbias = "all"'),
     ("lora embedding", 'kind = "lora"\nrank = 3\ntargets = ["embedding", "output"]'),
+    ("dora", 'kind = "dora"\nrank = 4'),
     ("vera", 'kind = "vera"\nrank = 5'),
+    ("ia3", 'kind = "ia3"'),
+    ("hira", 'kind = "hira"\nrank = 4'),
+    ("adalora", 'kind = "adalora"\ninit_rank = 4\ntarget_rank = 2\ntotal_step = 10'),
+    ("fourierft", 'kind = "fourierft"\nn_frequency = 40'),
+    ("ln_tuning", 'kind = "ln_tuning"'),
+    ("prompt_tuning", 'kind = "prompt_tuning"\nnum_virtual_tokens = 3'),
+    ("p_tuning", 'kind = "p_tuning"\nnum_virtual_tokens = 3'),
     ("prefix", 'kind = "prefix"\nnum_virtual_tokens = 3\ntakes_positions = true'),
 ]
 BOTTLENECK = [

@@ -1,12 +1,14 @@
 //! `merge`: base and adapter as one plain model folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::module::Module;
 use clap::Args;
 
 use crate::cli::{StorageArgs, print};
+use crate::hub::Kind;
+use crate::quantize::quantize;
 use crate::registry::Registry;
 use crate::source;
 
@@ -22,6 +24,9 @@ pub struct Merge {
     /// Folder for the merged model.
     #[arg(long)]
     out: PathBuf,
+    /// Pack the merged weights again (nf4, fp4, int8) and show what that loses; dense where not given.
+    #[arg(long, value_name = "STORAGE")]
+    requantize: Option<String>,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -41,8 +46,26 @@ impl Merge {
             table.remove("quantization_config");
             table.insert("torch_dtype".into(), "float32".into());
         }
-        models::save(&merged, &config, &self.out)?;
-        source::copy_tokenizer(&self.model, &self.out)?;
-        print(&format!("merged model: {}\n", self.out.display()))
+        let model = source::folder(&self.model, Kind::Model)?;
+        let Some(name) = &self.requantize else {
+            models::save(&merged, &config, &self.out)?;
+            source::copy_tokenizer(&model, &self.out)?;
+            return print(&format!("merged model: {}\n", self.out.display()));
+        };
+        let again = StorageArgs {
+            storage: name.clone(),
+            ..self.storage.clone()
+        };
+        let again = again.spec()?;
+        let again = again
+            .build()
+            .context("`--requantize` takes nf4, fp4 or int8")?;
+        let parent = self.out.parent().filter(|p| !p.as_os_str().is_empty());
+        let dense = tempfile::tempdir_in(parent.unwrap_or(Path::new(".")))?;
+        models::save(&merged, &config, dense.path())?;
+        source::copy_tokenizer(&model, dense.path())?;
+        let losses = quantize(dense.path(), again, &self.out)?;
+        let shown = super::quantize::table(&losses);
+        print(&format!("{shown}merged model: {}\n", self.out.display()))
     }
 }

@@ -1,10 +1,11 @@
 //! `quantize`: packs a model's linear layers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use peft_core::Storage;
+use peft_core::{Role, Storage};
 use peft_qlora::{Fp4, Int8, Nf4};
 
 use crate::cli::print;
@@ -45,18 +46,12 @@ impl Quantize {
     pub(crate) fn run(self) -> Result<()> {
         let storage = self.storage()?;
         let losses = quantize(&self.model, &*storage, &self.out)?;
-        let mut text = format!(
-            "{:<12} {:>7} {:>12} {:>9} {:>11} {:>9}\n",
-            "role", "layers", "weights", "bits each", "RMSE", "relative"
-        );
-        let mut total = Loss::default();
-        for (role, loss) in &losses {
-            text += &line(role.name(), loss);
-            total.add(loss);
-        }
-        text += &line("all", &total);
-        text += &format!("{}: {}\n", storage.packing(), self.out.display());
-        print(&text)
+        let packing = storage.packing();
+        print(&format!(
+            "{}{packing}: {}\n",
+            table(&losses),
+            self.out.display()
+        ))
     }
 
     fn storage(&self) -> Result<Box<dyn Storage>> {
@@ -73,6 +68,20 @@ impl Quantize {
             }
         })
     }
+}
+
+/// What packing lost, by role.
+pub(super) fn table(losses: &BTreeMap<Role, Loss>) -> String {
+    let mut text = format!(
+        "{:<12} {:>7} {:>12} {:>9} {:>11} {:>9}\n",
+        "role", "layers", "weights", "bits each", "RMSE", "relative"
+    );
+    let mut total = Loss::default();
+    for (role, loss) in losses {
+        text += &line(role.name(), loss);
+        total.add(loss);
+    }
+    text + &line("all", &total)
 }
 
 fn line(name: &str, loss: &Loss) -> String {
