@@ -23,7 +23,7 @@ use burn::tensor::Device;
 use models::Model;
 use peft_core::{Adapted, Init};
 
-use crate::adapter::{self, Fitted};
+use crate::adapter::{self, Fitted, Opened};
 use crate::adapters::{AdapterArg, Adapters};
 use crate::hub::Kind;
 use crate::registry::Registry;
@@ -56,6 +56,17 @@ pub(crate) fn fitted(
     device: &Device,
 ) -> Result<(Fitted, serde_json::Value)> {
     let opened = adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
+    fit(opened, model, storage, registry, device)
+}
+
+/// A base with an adapter in it that has been read; see [`fitted`].
+pub(crate) fn fit(
+    opened: Opened,
+    model: &Path,
+    storage: &StorageSpec,
+    registry: &Registry,
+    device: &Device,
+) -> Result<(Fitted, serde_json::Value)> {
     // Which parameters an adapter trains is known on a device that tracks gradients.
     let training = device.clone().autodiff();
     let seed = opened.seed();

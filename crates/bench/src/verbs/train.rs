@@ -10,6 +10,7 @@ use peft_core::{Init, adapt, state};
 
 use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StorageArgs, StudyFile, pair, print};
+use crate::hub::Kind;
 use crate::registry::Registry;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
@@ -147,8 +148,9 @@ impl Train {
         let device = peft_core::device(&self.compute.device)?;
         if let Some(adapter) = &self.fixed.init_adapter {
             let storage = self.fixed.storage.spec()?;
-            let format = crate::adapter::open(adapter)?.format();
-            let (fitted, config) = super::fitted(model, adapter, &storage, registry, &device)?;
+            let opened = crate::adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
+            let format = opened.format();
+            let (fitted, config) = super::fit(opened, model, &storage, registry, &device)?;
             return Ok((fitted, config, format));
         }
         let (kind, config, storage) = single(&self.row()?, registry)?;
