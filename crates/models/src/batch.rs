@@ -48,6 +48,8 @@ pub struct Batch {
     pub positions: Tensor<2, Int>,
     /// 1 at real tokens and 0 at padding, `[batch, sequence]`; absent where nothing is padded.
     pub mask: Option<Tensor<2>>,
+    /// The number of the task that every row belongs to, `[batch]`; absent where all are of task 0.
+    pub tasks: Option<Tensor<1, Int>>,
 }
 
 /// What enters the layers: embedded tokens, virtual ones of the method in front.
@@ -166,6 +168,7 @@ impl Batch {
             ids: int(ids.into_iter().map(i64::from).collect()),
             positions: int(numbered),
             mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
+            tasks: None,
         }
     }
 }

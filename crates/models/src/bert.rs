@@ -137,6 +137,7 @@ impl Bert {
         pass.see(Text {
             mask: embedded.mask.clone(),
             seen: 0,
+            tasks: batch.tasks.clone(),
         });
         for layer in &self.layers {
             x = layer.forward(x, embedded.mask.as_ref(), pass);

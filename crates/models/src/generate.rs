@@ -239,6 +239,7 @@ impl<'a> Decoder<'a> {
             ids,
             positions,
             mask,
+            tasks: self.next.tasks.take(),
         };
     }
 }

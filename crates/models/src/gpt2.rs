@@ -230,6 +230,7 @@ impl Gpt2 {
         pass.see(Text {
             mask: mask.clone(),
             seen,
+            tasks: batch.tasks.clone(),
         });
         for (index, block) in self.h.iter().enumerate() {
             x = block.forward(

@@ -126,6 +126,7 @@ impl Llama {
         pass.see(Text {
             mask: mask.clone(),
             seen,
+            tasks: batch.tasks.clone(),
         });
         for (index, layer) in self.layers.iter().enumerate() {
             let context = Context {

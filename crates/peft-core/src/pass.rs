@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::erased::{DynModule, Holder};
 use crate::projection::short_type_name;
@@ -15,6 +15,8 @@ pub struct Text {
     pub mask: Option<Tensor<2>>,
     /// How many tokens of every row a cache holds already.
     pub seen: usize,
+    /// The number of the task that every row belongs to, `[batch]`; none where all are of task 0.
+    pub tasks: Option<Tensor<1, Int>>,
 }
 
 /// Context of one forward pass: state shared across layers, and losses that layers add.
