@@ -196,6 +196,7 @@ pub fn run(
     memory::restart_peak();
     match train(
         model,
+        &*method,
         &trial.train,
         trial.seed,
         &training,

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use models::{Batch, Model};
-use peft_core::Adapted;
+use peft_core::{Adapted, Init, Method};
 
-use crate::adamw::AdamW;
 use crate::batching::{Targets, TrainBatch};
+use crate::groups::Groups;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
 use crate::token_file::TokenFile;
@@ -95,19 +96,26 @@ fn classes(labels: &[i64], count: usize, device: &Device) -> Result<Targets> {
     Ok(Targets::Classes(ints(labels.to_vec(), device)))
 }
 
-/// Takes one AdamW step a batch at a constant rate; gives the trained model and the loss before
-/// each step.
+/// Takes one AdamW step a batch at a constant rate, times the method's own factors; gives the
+/// trained model and the loss before each step.
+///
+/// # Errors
+/// If the method's configuration does not go with so many steps.
 pub fn train(
     model: Adapted<Model>,
+    method: &dyn Method,
     batches: Vec<TrainBatch>,
     rate: f64,
     weight_decay: f64,
-) -> (Adapted<Model>, Vec<f32>) {
+) -> Result<(Adapted<Model>, Vec<f32>)> {
     let schedule = Schedule::new(Decay::Constant, rate, 0, batches.len());
-    let mut stepper = Stepper::new(model, AdamW::new(weight_decay).into(), schedule, 0.0);
+    let device = model.devices().first().cloned().unwrap_or_default();
+    let regulator = method.regulator(batches.len(), Init::new(0, &device))?;
+    let groups = Groups::of_method(&model, method, weight_decay);
+    let mut stepper = Stepper::new(model, groups, schedule, 0.0).regulated(regulator);
     let losses = batches
         .into_iter()
         .map(|batch| stepper.step(vec![batch]))
         .collect();
-    (stepper.into_model(), losses)
+    Ok((stepper.into_model(), losses))
 }

@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod execute;
 pub mod fixed;
 pub mod flops;
+pub mod groups;
 pub mod hub;
 pub mod memory;
 pub mod pretrain;

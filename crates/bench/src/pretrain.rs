@@ -78,7 +78,8 @@ pub fn pretrain(
     let mut shape = Gpt2Config::new(vocabulary, plan.positions, width, layers, heads);
     shape.initializer_range = plan.initializer_range;
     let model = Model::random_gpt2(shape.clone(), &mut init)?;
-    let model = adapt(model, &peft_adapter::Full {}, None, &mut init)?;
+    let method = peft_adapter::Full {};
+    let model = adapt(model, &method, None, &mut init)?;
     let task = task(plan);
     let evaluator = Evaluator {
         task: &task,
@@ -87,7 +88,10 @@ pub fn pretrain(
         batch_size: config.eval_batch_size,
         device,
     };
-    let outcome = train(model, config, plan.seed, &training, &evaluator, progress)?;
+    let seed = plan.seed;
+    let outcome = train(
+        model, &method, config, seed, &training, &evaluator, progress,
+    )?;
     let loss = evaluator.quick(&outcome.model, dev)?.values["loss"];
     write(&outcome.model, &shape, eos, &tokenizer, out)?;
     Ok(loss)

@@ -11,9 +11,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::adamw::AdamW;
 use crate::batching::collate;
 use crate::data::{Example, Target};
+use crate::groups::Groups;
 use crate::memory;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
@@ -219,7 +219,7 @@ fn run(
     let examples = random_examples(model.host.vocab_size(), model.host.is_causal(), work);
     let rows: Vec<&Example> = examples.iter().collect();
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
-    let mut stepper = Stepper::new(model, AdamW::new(0.01).into(), schedule, 0.0);
+    let mut stepper = Stepper::new(model, Groups::one(0.01), schedule, 0.0);
     let mut run = Run {
         times: Vec::new(),
         sorted: Vec::new(),

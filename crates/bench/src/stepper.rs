@@ -1,12 +1,17 @@
 //! One optimizer step: batches to gradients to new weights.
 
+use std::collections::HashSet;
+
 use burn::lr_scheduler::LrScheduler;
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
 use burn::train::TrainStep;
 use models::Model;
-use peft_core::Adapted;
+use peft_core::{Adapted, Regulator, Step, regulate, state};
 
 use crate::batching::TrainBatch;
+use crate::groups::Groups;
 use crate::schedule::Schedule;
 use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
 
@@ -18,27 +23,58 @@ pub struct Stepper {
     /// None only while the optimizer has it.
     trainee: Option<Trainee>,
     optimizer: ModuleOptimizer,
+    groups: Groups,
     schedule: Schedule,
     /// Largest norm of all gradients together; 0 for any.
     clip: f64,
     rate: f64,
+    /// Steps taken.
+    taken: usize,
+    /// Trained parameters that are frozen for now.
+    frozen: Vec<ParamId>,
+    /// What the method does after every step.
+    regulator: Option<Box<dyn Regulator>>,
 }
 
 impl Stepper {
     /// A model before its first step.
-    pub fn new(
-        model: Adapted<Model>,
-        optimizer: ModuleOptimizer,
-        schedule: Schedule,
-        clip: f64,
-    ) -> Self {
+    pub fn new(model: Adapted<Model>, groups: Groups, schedule: Schedule, clip: f64) -> Self {
         Self {
             trainee: Some(Trainee { model }),
-            optimizer,
+            optimizer: groups.optimizer(),
+            groups,
             schedule,
             clip,
             rate: 0.0,
+            taken: 0,
+            frozen: Vec::new(),
+            regulator: None,
         }
+    }
+
+    /// The stepper with what a method does after every step.
+    #[must_use]
+    pub fn regulated(mut self, regulator: Option<Box<dyn Regulator>>) -> Self {
+        self.regulator = regulator;
+        self
+    }
+
+    /// Freezes what is frozen in an epoch, and nothing else.
+    pub fn enter_epoch(&mut self, epoch: usize) {
+        let frozen = self.groups.frozen_in(epoch);
+        self.set_frozen(frozen);
+    }
+
+    /// No gradient is computed for frozen parameters; what the optimizer knows of them stays.
+    fn set_frozen(&mut self, frozen: Vec<ParamId>) {
+        let thawed = std::mem::replace(&mut self.frozen, frozen.clone());
+        let mut trainee = self.trainee.take().expect(PRESENT);
+        for (ids, trained) in [(thawed, true), (frozen, false)] {
+            if !ids.is_empty() {
+                trainee = trainee.set_require_grad_group(ParamGroup::from_ids(ids), trained);
+            }
+        }
+        self.trainee = Some(trainee);
     }
 
     /// The model as it is now.
@@ -46,8 +82,17 @@ impl Stepper {
         &self.trainee().model
     }
 
-    /// The model after its last step.
-    pub fn into_model(self) -> Adapted<Model> {
+    /// The values the adapter would be saved by now, frozen ones too.
+    pub fn snapshot(&self) -> state::Tensors {
+        let rows = state::parameters(self.model()).into_iter();
+        let saved = rows.filter(state::ParamRow::is_saved).map(|row| row.id);
+        let wanted: HashSet<_> = saved.chain(self.frozen.iter().copied()).collect();
+        state::tensors_of(self.model(), &wanted)
+    }
+
+    /// The model after its last step, with nothing frozen that the method trains.
+    pub fn into_model(mut self) -> Adapted<Model> {
+        self.set_frozen(Vec::new());
         self.trainee.expect(PRESENT).model
     }
 
@@ -99,78 +144,57 @@ impl Stepper {
             limit if limit > 0.0 => clip_global_norm(&trainee, grads, limit),
             _ => grads,
         };
-        self.trainee = Some(self.optimizer.step(self.rate, trainee, grads));
+        self.taken += 1;
+        let rates = self.groups.rates(self.rate);
+        let Some(mut regulator) = self.regulator.take() else {
+            self.trainee = Some(self.optimizer.step(rates, trainee, grads));
+            return;
+        };
+        let kept = handles(&trainee, &grads);
+        let trainee = self.optimizer.step(rates, trainee, grads);
+        self.regulate(&mut *regulator, trainee, &kept);
+        self.regulator = Some(regulator);
     }
+
+    /// Lets the method act on the model, and the optimizer follow.
+    fn regulate(
+        &mut self,
+        regulator: &mut dyn Regulator,
+        trainee: Trainee,
+        grads: &GradientsParams,
+    ) {
+        let step = Step {
+            number: self.taken,
+            gradients: grads,
+        };
+        let (model, consequences) = regulate(trainee.model, regulator, &step);
+        self.trainee = Some(Trainee { model });
+        if !consequences.restarted.is_empty() {
+            let optimizer = std::mem::replace(&mut self.optimizer, self.groups.optimizer());
+            self.optimizer = self.groups.restarted(optimizer, &consequences.restarted);
+        }
+        if let Some(over) = consequences.rewarm {
+            self.schedule.rewarm(over);
+        }
+    }
+}
+
+/// The gradients once more, for after the optimizer took them. The values exist once.
+fn handles<M: Module>(module: &M, grads: &GradientsParams) -> GradientsParams {
+    struct Handles<'a>(&'a GradientsParams, GradientsParams);
+    impl ModuleVisitor for Handles<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = self.0.get::<D>(param.id) {
+                self.1.register(param.id, grad);
+            }
+        }
+    }
+    let mut handles = Handles(grads, GradientsParams::new());
+    module.visit(&mut handles);
+    handles.1
 }
 
 const PRESENT: &str = "the model is present between steps";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::adamw::AdamW;
-    use crate::batching::collate;
-    use crate::data::{Example, Target};
-    use crate::schedule::Decay;
-    use burn::module::{Module, ModuleVisitor, Param};
-    use burn::tensor::{Device, Tensor};
-    use models::Gpt2Config;
-    use peft_core::{Init, adapt};
-
-    fn stepper(device: &Device) -> Stepper {
-        let mut init = Init::new(0, device);
-        let base = Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap();
-        let model = adapt(base, &peft_adapter::Full {}, None, &mut init).unwrap();
-        let schedule = Schedule::new(Decay::Constant, 1e-3, 0, 1);
-        Stepper::new(model, AdamW::new(0.0).into(), schedule, 0.0)
-    }
-
-    fn examples() -> Vec<Example> {
-        let example = |row: u32| Example {
-            ids: (0..8).map(|i| (row * 13 + i * 7) % 64).collect(),
-            target: Target::Completion(1),
-            input: String::new(),
-            expected: String::new(),
-        };
-        (0..4).map(example).collect()
-    }
-
-    /// All gradients in the order of the module's parameters.
-    fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
-        struct Values<'a>(&'a GradientsParams, Vec<f32>);
-        impl ModuleVisitor for Values<'_> {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                if let Some(grad) = self.0.get::<D>(param.id) {
-                    self.1.extend(grad.into_data().try_to_vec::<f32>().unwrap());
-                }
-            }
-        }
-        let mut values = Values(grads, Vec::new());
-        model.visit(&mut values);
-        values.1
-    }
-
-    #[test]
-    fn gradients_of_accumulated_batches_are_those_of_one_batch_of_all_rows() {
-        let device = Device::flex().autodiff();
-        let stepper = stepper(&device);
-        let examples = examples();
-        let batch = |rows: &[Example]| {
-            let rows: Vec<&Example> = rows.iter().collect();
-            collate(&rows, &stepper.model().host, &device)
-        };
-        let (loss, whole) = stepper.gradients(batch(&examples));
-        let (losses, mean) =
-            stepper.mean_gradients(vec![batch(&examples[..2]), batch(&examples[2..])]);
-        assert!((losses / 2.0 - loss).abs() < 1e-5);
-        let (whole, mean) = (
-            values(stepper.trainee(), &whole),
-            values(stepper.trainee(), &mean),
-        );
-        let largest = whole.iter().fold(0f32, |max, v| max.max(v.abs()));
-        assert!(largest > 0.0 && whole.len() == mean.len());
-        for (whole, mean) in whole.iter().zip(&mean) {
-            assert!((whole - mean).abs() < 1e-5 * largest, "{whole} {mean}");
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tasks::chat_template::ChatTemplate;
 
 use crate::error::{BenchError, with_suggestion};
+use crate::groups::{self, Freeze};
 use crate::hub::RepoId;
 use crate::schedule::Decay;
 
@@ -60,6 +61,9 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Share of the steps that the learning rate rises over.
     pub warmup: f64,
+    /// Number of those steps, in place of a share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<usize>,
     /// What follows the warm-up.
     pub schedule: Decay,
     /// Largest global gradient norm; 0 for none.
@@ -72,6 +76,19 @@ pub struct TrainConfig {
     pub eval_batch_size: usize,
     /// Longest time a trial may take, in minutes; 0 for no limit.
     pub timeout_minutes: f64,
+    /// Factors on the learning rate, by names of parameters (see [`groups`]).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, f64>,
+    /// Factor on the learning rate for every layer further down: the head has the full rate, the
+    /// highest layer this share of it, the embeddings the smallest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_decay: Option<f64>,
+    /// Names of parameters without weight decay: `["biases", "norms"]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub no_decay: Vec<String>,
+    /// Parameters that are frozen in some epochs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<Freeze>,
 }
 
 impl Default for TrainConfig {
@@ -89,7 +106,33 @@ impl Default for TrainConfig {
             early_stopping: 0,
             eval_batch_size: 64,
             timeout_minutes: 0.0,
+            warmup_steps: None,
+            rates: BTreeMap::new(),
+            layer_decay: None,
+            no_decay: Vec::new(),
+            freeze: Vec::new(),
         }
+    }
+}
+
+impl TrainConfig {
+    /// The number of steps, of so many, that the learning rate rises over.
+    pub fn warmup_of(&self, steps: usize) -> usize {
+        let share = (self.warmup * steps as f64).ceil() as usize;
+        self.warmup_steps.unwrap_or(share)
+    }
+
+    fn check_warmup(&self) -> Result<(), String> {
+        let found = self.warmup;
+        if !(0.0..1.0).contains(&found) {
+            return Err(format!(
+                "`train.warmup` is {found}, expected a share from 0 to below 1"
+            ));
+        }
+        if self.warmup_steps.is_some() && found != Self::default().warmup {
+            return Err("`train.warmup` and `train.warmup_steps` say the same; remove one".into());
+        }
+        Ok(())
     }
 }
 
@@ -209,12 +252,8 @@ impl Study {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("`{key}` is 0 or empty, expected at least 1"));
         }
-        if !(0.0..1.0).contains(&train.warmup) {
-            let found = train.warmup;
-            return Err(format!(
-                "`train.warmup` is {found}, expected a share from 0 to below 1"
-            ));
-        }
+        train.check_warmup()?;
+        groups::check(train)?;
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
         let rates = rates
             .chain([&train.learning_rate])

@@ -2,19 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
-use peft_core::{Adapted, state};
+use peft_core::{Adapted, Init, Method, state};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
-use crate::adamw::AdamW;
 use crate::batching::{collate, epoch};
 use crate::evaluate::Evaluator;
+use crate::groups::Groups;
 use crate::progress::Progress;
-use crate::schedule::{Decay, Schedule};
+use crate::schedule::Schedule;
 use crate::stepper::Stepper;
 use crate::study::{OneOrMany, TrainConfig};
 
@@ -52,19 +53,22 @@ pub enum Stopped {
     Other(#[from] anyhow::Error),
 }
 
-/// Trains a model on the evaluator's data.
+/// Trains a model with its method on the evaluator's data.
 ///
 /// # Errors
-/// If the loss stops being finite, the time limit is reached, or an evaluation fails.
+/// If the settings do not go with the model, the loss stops being finite, the time limit is reached, or an evaluation fails.
 pub fn train(
     model: Adapted<Model>,
+    method: &dyn Method,
     config: &TrainConfig,
     seed: u64,
     device: &Device,
     evaluator: &Evaluator<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Outcome, Stopped> {
-    let mut run = Run::new(model, config, seed, device, evaluator);
+    let plan = Plan::new(evaluator.data.splits.train.len(), config);
+    let stepper = stepper(model, method, config, seed, &plan, device)?;
+    let mut run = Run::new(stepper, plan, config, seed, device, evaluator);
     progress.start(run.plan.steps);
     for pass in 0..config.epochs {
         if run.epoch(pass, progress)? == Flow::Stop {
@@ -118,26 +122,42 @@ struct Run<'a> {
     without_gain: usize,
 }
 
+/// The model with what the settings and its method say of its steps.
+fn stepper(
+    model: Adapted<Model>,
+    method: &dyn Method,
+    config: &TrainConfig,
+    seed: u64,
+    plan: &Plan,
+    device: &Device,
+) -> anyhow::Result<Stepper> {
+    let OneOrMany::One(rate) = config.learning_rate else {
+        unreachable!("a trial has one learning rate")
+    };
+    let (steps, warmup) = (plan.steps, config.warmup_of(plan.steps));
+    ensure!(
+        config.warmup_steps.is_none() || warmup < steps,
+        "`train.warmup_steps` is {warmup}, expected fewer than the run's {steps} steps"
+    );
+    let schedule = Schedule::new(config.schedule, rate, warmup, steps);
+    let groups = Groups::new(&model, method, config)?;
+    // Another sequence of numbers than the one the method started from.
+    let init = Init::new(seed ^ 0x5eed_a9a1, device);
+    let regulator = method.regulator(steps, init)?;
+    Ok(Stepper::new(model, groups, schedule, config.clip).regulated(regulator))
+}
+
 impl<'a> Run<'a> {
     fn new(
-        model: Adapted<Model>,
+        stepper: Stepper,
+        plan: Plan,
         config: &'a TrainConfig,
         seed: u64,
         device: &'a Device,
         evaluator: &'a Evaluator<'a>,
     ) -> Self {
-        let plan = Plan::new(evaluator.data.splits.train.len(), config);
-        let OneOrMany::One(rate) = config.learning_rate else {
-            unreachable!("a trial has one learning rate")
-        };
-        let warmup = match config.schedule {
-            Decay::Constant if config.warmup == 0.0 => 0,
-            _ => (config.warmup * plan.steps as f64).ceil() as usize,
-        };
-        let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
-        let optimizer = AdamW::new(config.weight_decay).into();
         Self {
-            stepper: Stepper::new(model, optimizer, schedule, config.clip),
+            stepper,
             config,
             seed,
             device,
@@ -155,6 +175,7 @@ impl<'a> Run<'a> {
     }
 
     fn epoch(&mut self, pass: usize, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
+        self.stepper.enter_epoch(pass);
         let examples = &self.evaluator.data.splits.train;
         let seed = self.seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
         let batches = epoch(examples, self.config.batch_size, seed);
@@ -244,7 +265,7 @@ impl<'a> Run<'a> {
             return Ok(Flow::Continue);
         }
         if self.best.as_ref().is_none_or(|(best, _)| score > *best) {
-            self.best = Some((score, state::trained_tensors(self.stepper.model())));
+            self.best = Some((score, self.stepper.snapshot()));
             self.without_gain = 0;
         } else {
             self.without_gain += 1;

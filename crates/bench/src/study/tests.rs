@@ -76,6 +76,40 @@ fn impossible_values_are_refused_by_name() {
     assert!(error.contains("train.epochs"), "{error}");
 }
 
+#[test]
+fn a_warm_up_is_a_share_of_the_steps_or_a_number_of_them() {
+    let with = |keys: &str| {
+        let text = STUDY.replace("[[method]]", &format!("[train]\n{keys}\n[[method]]"));
+        load(&text, &[("BASE", "/m")])
+    };
+    assert_eq!(with("warmup = 0.25").unwrap().train.warmup_of(10), 3);
+    assert_eq!(with("warmup_steps = 7").unwrap().train.warmup_of(10), 7);
+    let error = with("warmup = 0.25\nwarmup_steps = 7").unwrap_err();
+    assert!(error.to_string().contains("say the same"), "{error}");
+}
+
+#[test]
+fn groups_of_parameters_are_read_from_the_file() {
+    let keys = "layer_decay = 0.9\nno_decay = [\"biases\", \"norms\"]\n\
+                [train.rates]\nhead = 10.0\n\"c_attn/b\" = 16.0\n\
+                [[train.freeze]]\nparams = [\"head\"]\nuntil_epoch = 1\n";
+    let text = STUDY.replace("[[method]]", &format!("[train]\n{keys}\n[[method]]"));
+    let train = load(&text, &[("BASE", "/m")]).unwrap().train;
+    assert_eq!((train.rates["head"], train.rates["c_attn/b"]), (10.0, 16.0));
+    assert_eq!((train.layer_decay, train.no_decay.len()), (Some(0.9), 2));
+    assert_eq!(train.freeze[0].until_epoch, Some(1));
+    let error = load(
+        &text.replace("head = 10.0", "head = -1.0"),
+        &[("BASE", "/m")],
+    );
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("`train.rates` has -1")
+    );
+}
+
 const CHAT: &str = r#"
     name = "s"
     question = "?"

@@ -127,7 +127,8 @@ impl Train {
         let (mut fitted, config, format) = self.start(model, registry)?;
         let device = peft_core::device(&self.compute.device)?.autodiff();
         let batches = fixed::read(batches, &fitted.model, &device)?;
-        let (trained, losses) = fixed::train(fitted.model, batches, rate, self.fixed.weight_decay);
+        let decay = self.fixed.weight_decay;
+        let (trained, losses) = fixed::train(fitted.model, &*fitted.method, batches, rate, decay)?;
         for (step, loss) in losses.iter().enumerate() {
             print(&format!("step {}: loss {loss:.6}\n", step + 1))?;
         }
