@@ -29,8 +29,10 @@ macro_rules! with_methods {
             peft_adapter::TopLayers,
             peft_lora::Lora,
             peft_lora::LoraFa,
+            peft_lora::LoraPlus,
             peft_lora::Dora,
             peft_lora::AdaLora,
+            peft_lora::ReLora,
             peft_lora::Vera,
             peft_lora::Ia3,
             peft_lora::Hira,
@@ -439,11 +441,12 @@ mod tests {
             Pfeiffer, Prefix, PromptTuning,
         };
         use peft_lora::{
-            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
+            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, LoraPlus, Miss,
+            Oft, ReLora, Vera,
         };
         over!(peft_qlora::Nf4::default();
             Houlsby, Pfeiffer, Parallel, Compacter, CompacterPlus, Prefix, PromptTuning, PTuning,
-            LoReft, BitFit, LnTuning, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira, Loha, Lokr,
+            LoReft, BitFit, LnTuning, Lora, LoraFa, LoraPlus, Dora, AdaLora, ReLora, Vera, Ia3, Hira, Loha, Lokr,
             Miss, Oft, Boft, FourierFt);
         over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, PTuning, Lora);
         over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera);

@@ -7,21 +7,23 @@
 //! of all `A' A` and `B B'` from the identity is added to the loss. `A` and `B` start normal with
 //! a deviation of 0.02, `e` at zero.
 //!
-//! The method prunes ranks by the importance of their triplets after each step of training. No
-//! hook of the training loop shows a method its gradients, so here the ranks stay as they start:
-//! at `init_rank`, or as a `rank_pattern` has them. The schedule is kept for the exchange of files.
+//! While training, triplets are pruned by their importance as HF PEFT's `RankAllocator` does after
+//! each optimizer step: from all of them to `target_rank` a layer in the mean. What is pruned has a
+//! zero in `e`; the tensors keep their size, and a `rank_pattern` of a file leaves rows out.
 
+mod allocate;
 mod layer;
 
 use std::collections::BTreeMap;
 
 use peft_core::{
-    CoreError, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Rule,
-    SharedSlot, Site, Start, Targets, check, exchange::peft_targets,
+    CoreError, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo, Proj,
+    Regulator, Rule, SharedSlot, Site, Start, Targets, check, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use self::allocate::Allocator;
 use crate::family::{finite, key, number, peft_targets_of, place, selected};
 pub use layer::{AdaLoraLinear, AdaLoraShared};
 
@@ -39,8 +41,9 @@ pub struct AdaLora {
     pub dropout: f64,
     /// Factor on the orthogonality loss.
     pub orth_reg_weight: f64,
-    /// Steps of training in all; there is no default.
-    pub total_step: usize,
+    /// Steps of training in all, which a run must have; those of the run where 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total_steps: usize,
     /// Steps before the first pruning.
     pub tinit: usize,
     /// Steps after the last pruning.
@@ -66,7 +69,7 @@ impl Default for AdaLora {
             alpha: 8.0,
             dropout: 0.0,
             orth_reg_weight: 0.5,
-            total_step: 0,
+            total_steps: 0,
             tinit: 0,
             tfinal: 0,
             delta_t: 1,
@@ -76,6 +79,10 @@ impl Default for AdaLora {
             targets: Targets::Default,
         }
     }
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 impl AdaLora {
@@ -90,15 +97,23 @@ impl AdaLora {
         self.alpha / (self.init_rank as f64 + 1e-5)
     }
 
+    /// Refuses a schedule that leaves no step for the pruning.
+    fn check_phases(&self, steps: usize) -> Result<(), CoreError> {
+        if self.tinit.saturating_add(self.tfinal) < steps {
+            return Ok(());
+        }
+        let expected = format!(
+            "less: with the {} of `tfinal` it leaves none of {steps} steps for the pruning",
+            self.tfinal
+        );
+        Err(CoreError::bad_value("tinit", self.tinit, &expected))
+    }
+
     fn check_schedule(&self) -> Result<(), CoreError> {
         let refuse =
             |key, value: usize, expected: &str| Err(CoreError::bad_value(key, value, expected));
-        if self.total_step == 0 {
-            return refuse("total_step", 0, "the number of training steps");
-        }
-        if self.tinit.saturating_add(self.tfinal) >= self.total_step {
-            let expected = "`tinit` and `tfinal` to leave steps of `total_step` for the pruning";
-            return refuse("tinit", self.tinit, expected);
+        if self.total_steps > 0 {
+            self.check_phases(self.total_steps)?;
         }
         if self.delta_t == 0 {
             return refuse("delta_t", 0, "at least 1");
@@ -132,9 +147,9 @@ impl AdaLora {
 impl MethodConfig for AdaLora {
     const INFO: MethodInfo = MethodInfo {
         kind: "adalora",
-        name: "AdaLoRA (ranks fixed)",
+        name: "AdaLoRA",
         paper: "Zhang et al. 2023, arXiv 2303.10512",
-        seam: "linear layers, auxiliary loss",
+        seam: "linear layers, auxiliary loss, steps",
         formula: "r (in + out + 1) per target",
         start: Start::Identity,
         mergeable: true,
@@ -145,7 +160,6 @@ impl MethodConfig for AdaLora {
         let of = |init_rank| AdaLora {
             init_rank,
             target_rank: 1,
-            total_step: 30,
             ..Self::default()
         };
         vec![
@@ -188,7 +202,7 @@ impl MethodConfig for AdaLora {
             init_rank,
             dropout: fields.take("lora_dropout")?.unwrap_or(0.0),
             orth_reg_weight: fields.take("orth_reg_weight")?.unwrap_or(0.5),
-            total_step: fields.require("total_step")?,
+            total_steps: fields.require("total_step")?,
             tinit: fields.take("tinit")?.unwrap_or(0),
             tfinal: fields.take("tfinal")?.unwrap_or(0),
             delta_t: fields.take("deltaT")?.unwrap_or(1),
@@ -230,6 +244,20 @@ impl Method for AdaLora {
         Proj::new(layer)
     }
 
+    fn regulator(
+        &self,
+        steps: usize,
+        _init: Init,
+    ) -> Result<Option<Box<dyn Regulator>>, CoreError> {
+        if self.total_steps > 0 && self.total_steps != steps {
+            let expected = format!("{steps}, the steps of this run, or left out");
+            let found = self.total_steps;
+            return Err(CoreError::bad_value("total_steps", found, &expected));
+        }
+        self.check_phases(steps)?;
+        Ok(Some(Box::new(Allocator::new(self, steps))))
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let sites = selected(&self.targets, geometry);
         sites
@@ -248,10 +276,15 @@ impl Method for AdaLora {
             .map(|(path, kept)| (format!("{path}.lora_E"), json!(kept)))
             .collect();
         let pattern = (!pattern.is_empty()).then_some(pattern);
+        // PEFT wants a number, which only matters to training.
+        let total_step = match self.total_steps {
+            0 => self.tinit.saturating_add(self.tfinal).saturating_add(1),
+            given => given,
+        };
         let fields = json!({
             "peft_type": "ADALORA", "init_r": self.init_rank, "target_r": self.target_rank,
             "r": 8, "lora_alpha": number(self.alpha), "lora_dropout": self.dropout,
-            "orth_reg_weight": self.orth_reg_weight, "total_step": self.total_step,
+            "orth_reg_weight": self.orth_reg_weight, "total_step": total_step,
             "tinit": self.tinit, "tfinal": self.tfinal, "deltaT": self.delta_t,
             "beta1": self.beta1, "beta2": self.beta2, "rank_pattern": pattern,
             "target_modules": peft_targets(&sites, geometry), "bias": "none",

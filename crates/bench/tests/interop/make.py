@@ -134,8 +134,14 @@ HUB = {
     "llama-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
     "llama-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
 }
-TRAIN = ["gpt2-lora", "gpt2-qlora", "gpt2-full", "gpt2-dora", "gpt2-adalora", "gpt2-hira",
+TRAIN = ["gpt2-lora", "gpt2-qlora", "gpt2-full", "gpt2-dora", "gpt2-adalora_allocated", "gpt2-hira",
          "bert-lora", "bert-houlsby", "bert-boft"]
+# Configurations of training alone.
+TRAIN_PEFT = {
+    "gpt2-adalora_allocated": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=8, total_step=10, tinit=1, tfinal=2, deltaT=3,
+        target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+}
 
 
 def base(name, **options):
@@ -286,7 +292,8 @@ def lora(kind):
 
 
 def make_train(seed):
-    cases = {name: PEFT.get(name, partial(lora, name.split("-")[0])) for name in TRAIN}
+    known = PEFT | TRAIN_PEFT
+    cases = {name: known.get(name, partial(lora, name.split("-")[0])) for name in TRAIN}
     for name, kind, folder, config in wanted("train", cases, seed):
         method, model = name.split("-")[1], base(kind)
         if method == "qlora":
@@ -325,7 +332,14 @@ def make_train(seed):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if method.endswith("_allocated"):
+                model.base_model.update_and_allocate(step + 1)
             losses.append(loss.detach())
+        if method.endswith("_allocated"):
+            # Every triplet is kept in the file, pruned ones with a singular value of zero.
+            pruned = [v for k, v in model.named_parameters() if "lora_E" in k]
+            assert sum(int((e == 0).sum()) for e in pruned) == 4 * (4 - 2)
+            config.rank_pattern = None
         write(folder / "final")
         for part in ("start", "final"):
             for extra in ("README.md", "generation_config.json"):

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
 use peft_core::{Dense, Init, Pass, Proj, Projection, Site, kernels};
 
 /// What every layer of a model counts its part of the orthogonality loss by.
@@ -43,6 +43,18 @@ impl AdaLoraLinear {
             scaling,
             base,
         }
+    }
+
+    /// The layer without the triplets that are not kept: their singular values become zero.
+    pub(super) fn masked(self, kept: &[bool]) -> Self {
+        let e = self.e.map(|old| {
+            let pruned: Vec<bool> = kept.iter().map(|kept| !kept).collect();
+            let pruned = Tensor::<1, Bool>::from_data(pruned.as_slice(), &old.device());
+            let trained = old.is_require_grad();
+            let masked = old.detach().mask_fill(pruned, 0.0).detach();
+            masked.set_require_grad(trained)
+        });
+        Self { e, ..self }
     }
 
     pub(super) fn rank(&self) -> usize {

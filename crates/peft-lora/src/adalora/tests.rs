@@ -11,7 +11,7 @@ fn example() -> AdaLora {
         init_rank: 4,
         target_rank: 2,
         alpha: 6.0,
-        total_step: 10,
+        total_steps: 10,
         ..AdaLora::default()
     }
 }
@@ -100,7 +100,6 @@ fn impossible_schedules_are_refused_by_name() {
         method.check(&geometry()).unwrap_err().to_string()
     };
     example().check(&geometry()).unwrap();
-    assert!(refused(|m| m.total_step = 0).contains("`total_step` is 0"));
     assert!(refused(|m| m.tinit = 10).contains("`tinit` is 10"));
     assert!(refused(|m| m.tfinal = usize::MAX).contains("`tinit` is 0"));
     assert!(refused(|m| m.delta_t = 0).contains("`delta_t` is 0"));
@@ -115,4 +114,25 @@ fn impossible_schedules_are_refused_by_name() {
     method.rank_pattern = kept("layers.0.mlp.up", 4);
     let error = method.check(&geometry()).unwrap_err().to_string();
     assert!(error.contains("the path of a target"), "{error}");
+}
+
+#[test]
+fn a_run_of_other_length_than_the_schedule_is_refused() {
+    let init = || Init::new(0, &device());
+    let error = example().regulator(11, init()).err().unwrap().to_string();
+    assert!(
+        error.contains("`total_steps` is 10, expected 11"),
+        "{error}"
+    );
+    assert!(example().regulator(10, init()).unwrap().is_some());
+    let open = AdaLora {
+        total_steps: 0,
+        tinit: 3,
+        tfinal: 4,
+        ..example()
+    };
+    open.check(&geometry()).unwrap();
+    assert!(open.regulator(8, init()).unwrap().is_some());
+    let error = open.regulator(7, init()).err().unwrap().to_string();
+    assert!(error.contains("none of 7 steps"), "{error}");
 }
