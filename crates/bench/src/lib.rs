@@ -20,6 +20,7 @@ pub mod flops;
 pub mod groups;
 pub mod hub;
 pub mod memory;
+pub mod plan;
 pub mod pretrain;
 pub mod process;
 pub mod progress;

@@ -34,6 +34,10 @@ pub struct Study {
     /// Seeds; every method is run with each.
     #[serde(default = "default_seeds")]
     pub seeds: Vec<u64>,
+    /// On how many of the seeds, the first ones, learning rates are tried; the other seeds run at
+    /// the best of them on dev. All of them where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning_seeds: Option<usize>,
     /// Number of test prompts answered before and after training, for the report.
     #[serde(default)]
     pub samples: usize,
@@ -254,6 +258,9 @@ impl Study {
         }
         train.check_warmup()?;
         groups::check(train)?;
+        if self.tuning_seeds == Some(0) {
+            return Err("`tuning_seeds` is 0, expected at least 1".into());
+        }
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
         let rates = rates
             .chain([&train.learning_rate])
