@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tasks::chat_template::ChatTemplate;
 
+use crate::adversarial::Adversarial;
 use crate::error::{BenchError, with_suggestion};
 use crate::hub::RepoId;
+use crate::layer_drop::{self, AdapterDrop};
 use crate::schedule::Decay;
 
 pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
@@ -76,6 +78,15 @@ pub struct TrainConfig {
     pub eval_batch_size: usize,
     /// Longest time a trial may take, in minutes; 0 for no limit.
     pub timeout_minutes: f64,
+    /// Small changes of the embedded text that training is to withstand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<Adversarial>,
+    /// Lower layers that go without the method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_drop: Option<AdapterDrop>,
+    /// How likely each layer goes without the method in a pass of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stochastic_depth: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -93,6 +104,9 @@ impl Default for TrainConfig {
             early_stopping: 0,
             eval_batch_size: 64,
             timeout_minutes: 0.0,
+            adversarial: None,
+            adapter_drop: None,
+            stochastic_depth: None,
         }
     }
 }
@@ -222,6 +236,8 @@ impl Study {
                 "`train.warmup` is {found}, expected a share from 0 to below 1"
             ));
         }
+        train.adversarial.map_or(Ok(()), |it| it.check())?;
+        layer_drop::check(train)?;
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
         let rates = rates
             .chain([&train.learning_rate])

@@ -21,6 +21,7 @@ pub mod host;
 pub mod init;
 pub mod lookup;
 pub mod method;
+mod omit;
 pub mod packed;
 pub mod pass;
 pub mod projection;

@@ -27,6 +27,12 @@ pub trait Projection: Module + 'static {
     /// `(d_in, d_out)`
     fn dims(&self) -> (usize, usize);
 
+    /// What a method put this around, so that it can be left out again; none where it stands on its
+    /// own.
+    fn base(&self) -> Option<&Proj> {
+        None
+    }
+
     /// How the weight is packed, in the words of
     /// [`Storage::packing`](crate::method::Storage::packing); none where it is dense.
     fn packing(&self) -> Option<String> {
@@ -52,6 +58,7 @@ pub trait ErasedProjection {
     fn bias(&self) -> Option<Tensor<1>>;
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense>;
     fn dims(&self) -> (usize, usize);
+    fn base(&self) -> Option<&Proj>;
     fn packing(&self) -> Option<String>;
 }
 
@@ -73,6 +80,9 @@ impl<P: Projection> ErasedProjection for P {
     }
     fn dims(&self) -> (usize, usize) {
         Projection::dims(self)
+    }
+    fn base(&self) -> Option<&Proj> {
+        Projection::base(self)
     }
     fn packing(&self) -> Option<String> {
         Projection::packing(self)
@@ -133,6 +143,11 @@ impl Proj {
     /// `(d_in, d_out)`
     pub fn dims(&self) -> (usize, usize) {
         self.0.projection().dims()
+    }
+
+    /// What a method put this around; see [`Projection::base`].
+    pub fn base(&self) -> Option<&Proj> {
+        self.0.projection().base()
     }
 
     /// How the weight is packed; see [`Projection::packing`].

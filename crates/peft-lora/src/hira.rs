@@ -160,6 +160,9 @@ impl Projection for HiraLinear {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

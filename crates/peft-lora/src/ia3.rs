@@ -230,6 +230,9 @@ impl Projection for Ia3Output {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }
@@ -260,6 +263,9 @@ impl Projection for Ia3Input {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

@@ -210,6 +210,9 @@ impl Projection for LohaLinear {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use peft_core::Host;
 
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Prepared};
@@ -20,6 +21,9 @@ pub struct Evaluate {
     /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Leave the adapter out of so many layers, the lowest first.
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = 0)]
+    drop_layers: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -39,6 +43,13 @@ impl Evaluate {
             data, tokenizer, ..
         } = data::prepare(&study.task, folder, 0, &device)?;
         let model = super::load(folder, self.adapter.as_deref(), registry, &device)?;
+        let layers = model.host.geometry().layers;
+        anyhow::ensure!(
+            self.drop_layers <= layers,
+            "`--drop-layers` is {}, expected at most {layers}, the model's layers",
+            self.drop_layers
+        );
+        let model = model.without_layers(&(0..self.drop_layers).collect());
         let evaluator = Evaluator {
             task: &study.task,
             data: &data,
