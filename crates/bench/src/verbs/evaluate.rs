@@ -9,6 +9,7 @@ use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 
 /// Arguments of `evaluate`.
 #[derive(Args)]
@@ -20,6 +21,8 @@ pub struct Evaluate {
     /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,7 +41,16 @@ impl Evaluate {
         let Prepared {
             data, tokenizer, ..
         } = data::prepare(&study.task, folder, 0, &device)?;
-        let model = super::load(folder, self.adapter.as_deref(), registry, &device)?;
+        let adapter = self.adapter.as_deref();
+        let adapters = super::load(folder, adapter, &self.storage, registry, &device)?;
+        if let [_, ..] = adapters.untrained() {
+            let missing = adapters.untrained().join(", ");
+            eprintln!(
+                "note: `{}` has no {missing}: its scores are those of random ones",
+                study.model
+            );
+        }
+        let model = adapters.into_last();
         let evaluator = Evaluator {
             task: &study.task,
             data: &data,
