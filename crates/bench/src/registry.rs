@@ -45,6 +45,15 @@ macro_rules! with_methods {
     };
 }
 
+/// The methods of this workspace and these besides; a kind already there is replaced.
+///
+/// `bench::cli::run(&bench::registry![MyMethod])` is a whole program; the guide is
+/// `experiments/own-method`.
+#[macro_export]
+macro_rules! registry {
+    ($($method:ty),* $(,)?) => { $crate::registry::Registry::builtin()$(.with::<$method>())* };
+}
+
 /// What the harness knows of one method.
 #[derive(Clone)]
 pub struct Entry {
