@@ -31,6 +31,7 @@ pub mod schedule;
 pub mod source;
 pub mod speed;
 pub mod stepper;
+pub mod storage;
 pub mod study;
 pub mod token_file;
 pub mod train;

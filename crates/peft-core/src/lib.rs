@@ -39,7 +39,9 @@ pub use ends::{Ends, EndsSlot};
 pub use error::CoreError;
 pub use exchange::{Fields, Foreign, Form, Rule};
 pub use geometry::{BaseParam, Geometry, Part, Table, TapSite};
-pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters, trains_inside};
+pub use host::{
+    Adapted, Host, Surgeon, adapt, geometry_for, pack, trained_parameters, trains_inside,
+};
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
