@@ -52,7 +52,7 @@ pub use lookup::{Lookup, LookupSlot};
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};
-pub use projection::{Dense, Proj, Projection};
+pub use projection::{Dense, Proj, Projection, Reweighted};
 pub use regulate::{Consequences, Regulator, Seams, Step, regulate};
 pub use site::{Role, Site, Targets};
 pub use tap::{Sublayer, Tap, TapSlot};
