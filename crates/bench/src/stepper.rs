@@ -10,6 +10,7 @@ use burn::train::TrainStep;
 use models::Model;
 use peft_core::{Adapted, Regulator, Step, regulate, state};
 
+use crate::adversarial::Adversary;
 use crate::batching::TrainBatch;
 use crate::groups::Groups;
 use crate::schedule::Schedule;
@@ -34,6 +35,7 @@ pub struct Stepper {
     frozen: Vec<ParamId>,
     /// What the method does after every step.
     regulator: Option<Box<dyn Regulator>>,
+    adversary: Option<Adversary>,
 }
 
 impl Stepper {
@@ -49,7 +51,14 @@ impl Stepper {
             taken: 0,
             frozen: Vec::new(),
             regulator: None,
+            adversary: None,
         }
+    }
+
+    /// Takes every gradient against this adversary, if there is one.
+    #[must_use]
+    pub fn against(self, adversary: Option<Adversary>) -> Self {
+        Self { adversary, ..self }
     }
 
     /// The stepper with what a method does after every step.
@@ -119,13 +128,17 @@ impl Stepper {
     }
 
     /// The loss of a batch and the gradients of everything that trains.
-    fn gradients(&self, batch: TrainBatch) -> (f32, GradientsParams) {
-        let output = TrainStep::step(self.trainee(), batch);
+    fn gradients(&mut self, batch: TrainBatch) -> (f32, GradientsParams) {
+        let trainee = self.trainee.as_ref().expect(PRESENT);
+        if let Some(adversary) = &mut self.adversary {
+            return adversary.gradients(trainee, batch);
+        }
+        let output = TrainStep::step(trainee, batch);
         (output.item.0.into_scalar::<f32>(), output.grads)
     }
 
     /// The sum of the batches' losses and the mean of their gradients.
-    fn mean_gradients(&self, batches: Vec<TrainBatch>) -> (f32, GradientsParams) {
+    fn mean_gradients(&mut self, batches: Vec<TrainBatch>) -> (f32, GradientsParams) {
         let share = 1.0 / batches.len() as f64;
         let mut sum = GradientsAccumulator::<Trainee>::new();
         let mut losses = 0.0;
@@ -197,4 +210,4 @@ fn handles<M: Module>(module: &M, grads: &GradientsParams) -> GradientsParams {
 const PRESENT: &str = "the model is present between steps";
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tasks::chat_template::ChatTemplate;
 
+use crate::adversarial::Adversarial;
 use crate::error::{BenchError, with_suggestion};
 use crate::groups::{self, Freeze};
 use crate::hub::RepoId;
+use crate::layer_drop::{self, AdapterDrop};
 use crate::schedule::Decay;
 
 pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
@@ -93,6 +95,15 @@ pub struct TrainConfig {
     /// Parameters that are frozen in some epochs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<Freeze>,
+    /// Small changes of the embedded text that training is to withstand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<Adversarial>,
+    /// Lower layers that go without the method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_drop: Option<AdapterDrop>,
+    /// How likely each layer goes without the method in a pass of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stochastic_depth: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -115,6 +126,9 @@ impl Default for TrainConfig {
             layer_decay: None,
             no_decay: Vec::new(),
             freeze: Vec::new(),
+            adversarial: None,
+            adapter_drop: None,
+            stochastic_depth: None,
         }
     }
 }
@@ -261,6 +275,8 @@ impl Study {
         if self.tuning_seeds == Some(0) {
             return Err("`tuning_seeds` is 0, expected at least 1".into());
         }
+        train.adversarial.map_or(Ok(()), |it| it.check())?;
+        layer_drop::check(train)?;
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
         let rates = rates
             .chain([&train.learning_rate])

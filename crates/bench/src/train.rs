@@ -6,14 +6,16 @@ use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
-use peft_core::{Adapted, Init, Method, state};
-use rand::SeedableRng;
+use peft_core::{Adapted, Host, Init, Method, state};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
-use crate::batching::{collate, epoch};
+use crate::adversarial::Adversary;
+use crate::batching::{TrainBatch, collate, epoch};
 use crate::evaluate::Evaluator;
 use crate::groups::Groups;
+use crate::layer_drop::{LayerDrop, as_evaluated};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::stepper::Stepper;
@@ -111,6 +113,7 @@ struct Run<'a> {
     device: &'a Device,
     evaluator: &'a Evaluator<'a>,
     plan: Plan,
+    drop: LayerDrop,
     started: Instant,
     step: usize,
     step_times: Vec<Duration>,
@@ -141,10 +144,13 @@ fn stepper(
     );
     let schedule = Schedule::new(config.schedule, rate, warmup, steps);
     let groups = Groups::new(&model, method, config)?;
-    // Another sequence of numbers than the one the method started from.
-    let init = Init::new(seed ^ 0x5eed_a9a1, device);
+    let init = Init::new(rng(seed, "regulator").random(), device);
     let regulator = method.regulator(steps, init)?;
-    Ok(Stepper::new(model, groups, schedule, config.clip).regulated(regulator))
+    let width = model.host.geometry().width;
+    let adversary = config.adversarial;
+    let adversary = adversary.map(|config| Adversary::new(config, width, seed));
+    let stepper = Stepper::new(model, groups, schedule, config.clip);
+    Ok(stepper.regulated(regulator).against(adversary))
 }
 
 impl<'a> Run<'a> {
@@ -156,6 +162,7 @@ impl<'a> Run<'a> {
         device: &'a Device,
         evaluator: &'a Evaluator<'a>,
     ) -> Self {
+        let layers = stepper.model().host.geometry().layers;
         Self {
             stepper,
             config,
@@ -163,6 +170,7 @@ impl<'a> Run<'a> {
             device,
             evaluator,
             plan,
+            drop: LayerDrop::new(config, layers, seed),
             started: Instant::now(),
             step: 0,
             step_times: Vec::new(),
@@ -209,9 +217,13 @@ impl<'a> Run<'a> {
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
         let host = &self.stepper.model().host;
+        let drop = &mut self.drop;
         let batches: Vec<_> = group
             .iter()
-            .map(|rows| collate(rows, host, self.device))
+            .map(|rows| TrainBatch {
+                left_out: drop.draw(),
+                ..collate(rows, host, self.device)
+            })
             .collect();
         self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();
         let loss = self.stepper.step(batches);
@@ -253,10 +265,10 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
-        let model = self.stepper.model();
+        let model = as_evaluated(self.stepper.model(), self.config);
         let dev = self
             .evaluator
-            .quick(model, &self.evaluator.data.splits.dev)?
+            .quick(&model, &self.evaluator.data.splits.dev)?
             .values;
         progress.evaluated(epochs, &dev);
         let score = self.dev_score(&dev);
@@ -326,8 +338,17 @@ impl<'a> Run<'a> {
 
 /// Makes Burn's own random numbers (dropout) follow the seed.
 pub fn seed_device(seed: u64, device: &Device) {
-    use rand::Rng;
     device.seed(ChaCha8Rng::seed_from_u64(seed).random());
+}
+
+/// Random numbers of a run for one purpose, so that drawing for one leaves the others' alone.
+pub(crate) fn rng(seed: u64, purpose: &str) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    let bytes = seed.to_le_bytes().into_iter().chain(purpose.bytes());
+    key.iter_mut()
+        .zip(bytes)
+        .for_each(|(key, byte)| *key = byte);
+    ChaCha8Rng::from_seed(key)
 }
 
 /// The number of values and bytes the trained parameters take.

@@ -22,6 +22,7 @@ pub mod host;
 pub mod init;
 pub mod lookup;
 pub mod method;
+mod omit;
 pub mod packed;
 pub mod pass;
 pub mod projection;
@@ -42,14 +43,16 @@ pub use ends::{Ends, EndsSlot};
 pub use error::CoreError;
 pub use exchange::{Fields, Foreign, Form, Rule};
 pub use geometry::{BaseParam, Geometry, Part, Table, TapSite};
-pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters, trains_inside};
+pub use host::{
+    Adapted, Host, Surgeon, adapt, geometry_for, pack, trained_parameters, trains_inside,
+};
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};
-pub use projection::{Dense, Proj, Projection};
+pub use projection::{Dense, Proj, Projection, Reweighted};
 pub use regulate::{Consequences, Regulator, Seams, Step, regulate};
 pub use site::{Role, Site, Targets};
 pub use tap::{Sublayer, Tap, TapSlot};

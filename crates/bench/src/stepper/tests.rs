@@ -32,7 +32,7 @@ fn examples() -> Vec<Example> {
 }
 
 /// All gradients in the order of the module's parameters.
-fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
+pub(crate) fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
     struct Values<'a>(&'a GradientsParams, Vec<f32>);
     impl ModuleVisitor for Values<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -49,11 +49,12 @@ fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
 #[test]
 fn gradients_of_accumulated_batches_are_those_of_one_batch_of_all_rows() {
     let device = Device::flex().autodiff();
-    let stepper = stepper(&device);
+    let mut stepper = stepper(&device);
+    let host = stepper.model().host.clone();
     let examples = examples();
     let batch = |rows: &[Example]| {
         let rows: Vec<&Example> = rows.iter().collect();
-        collate(&rows, &stepper.model().host, &device)
+        collate(&rows, &host, &device)
     };
     let (loss, whole) = stepper.gradients(batch(&examples));
     let (losses, mean) = stepper.mean_gradients(vec![batch(&examples[..2]), batch(&examples[2..])]);
@@ -94,7 +95,7 @@ fn weights(stepper: &Stepper) -> HashMap<String, Vec<f32>> {
 }
 
 /// The gradients of the next step by name.
-fn gradients(stepper: &Stepper, batch: TrainBatch) -> HashMap<String, Vec<f32>> {
+fn gradients(stepper: &mut Stepper, batch: TrainBatch) -> HashMap<String, Vec<f32>> {
     let (_, grads) = stepper.gradients(batch);
     let mut values = HashMap::new();
     struct Named<'a>(
@@ -157,7 +158,7 @@ fn follow(
         let rows: Vec<&Example> = examples.iter().collect();
         let batch = || collate(&rows, &stepper.model().host, &device);
         let (batch, again) = (batch(), batch());
-        let grads = gradients(&stepper, again);
+        let grads = gradients(&mut stepper, again);
         let mut expected = weights(&stepper);
         for (name, grad) in &grads {
             if forget(name, step) {
@@ -220,7 +221,8 @@ fn frozen_parameters_stay_bit_for_bit_and_train_again_later() {
     for (epoch, freezes) in [(0, false), (1, true), (2, false)] {
         let before = weights(&stepper);
         stepper.enter_epoch(epoch);
-        let grads = gradients(&stepper, batch(&stepper));
+        let next = batch(&stepper);
+        let grads = gradients(&mut stepper, next);
         assert_eq!(grads.keys().any(is_frozen), !freezes, "epoch {epoch}");
         for _ in 0..2 {
             stepper.step(vec![batch(&stepper)]);

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use peft_core::Init;
 use report::RecordStore;
@@ -13,6 +13,7 @@ use report::RecordStore;
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
 use crate::execute::{self, Executor, Subprocess};
+use crate::layer_drop;
 use crate::memory;
 use crate::plan::Plan;
 use crate::process::{self, Claim};
@@ -166,6 +167,7 @@ fn check_on_model(
     let classes = (!labels.is_empty()).then_some(labels.len());
     let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
     let geometry = loaded.model.geometry();
+    layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
     let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
         &study.task;
     let mut lines = String::new();

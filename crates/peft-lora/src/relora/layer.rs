@@ -3,7 +3,7 @@
 use burn::module::{Module, Param, ParamId};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::{Buffer, Dense, Init, Pass, Proj, Projection, Site, kernels};
+use peft_core::{Buffer, Init, Pass, Proj, Reweighted, Site, kernels};
 
 use super::ReLora;
 
@@ -83,7 +83,11 @@ fn in_place_of(old: Tensor<2>, new: Tensor<2>) -> Tensor<2> {
     new.detach().set_require_grad(old.is_require_grad())
 }
 
-impl Projection for ReLoraLinear {
+impl Reweighted for ReLoraLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         let h = kernels::linear(x.clone(), self.merged_a.val(), None);
@@ -96,17 +100,5 @@ impl Projection for ReLoraLinear {
         let merged = self.merged_a.val().matmul(self.merged_b.val());
         let update = self.a.val().matmul(self.b.val()).mul_scalar(self.scaling);
         self.base.weight(pass) + merged + update
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
