@@ -9,7 +9,8 @@
 //!
 //! While training, triplets are pruned by their importance as HF PEFT's `RankAllocator` does after
 //! each optimizer step: from all of them to `target_rank` a layer in the mean. What is pruned has a
-//! zero in `e`; the tensors keep their size, and a `rank_pattern` of a file leaves rows out.
+//! zero in `e`; the tensors keep their size, and a `rank_pattern` of a file leaves rows out. From its
+//! small start it takes learning rates several times LoRA's.
 
 mod allocate;
 mod layer;
