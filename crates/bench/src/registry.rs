@@ -29,6 +29,8 @@ macro_rules! with_methods {
             peft_adapter::TopLayers,
             peft_lora::Lora,
             peft_lora::LoraFa,
+            peft_lora::Pissa,
+            peft_lora::Olora,
             peft_lora::Dora,
             peft_lora::AdaLora,
             peft_lora::Vera,
@@ -40,7 +42,13 @@ macro_rules! with_methods {
             peft_lora::Oft,
             peft_lora::Boft,
             peft_lora::FourierFt,
+            peft_lora::Hra,
+            peft_lora::Delora,
+            peft_lora::Gralora,
+            peft_lora::RandLora,
+            peft_lora::MoLora,
             peft_qlora::Qlora,
+            peft_qlora::LoftQ,
         }
     };
 }
@@ -439,13 +447,38 @@ mod tests {
             Pfeiffer, Prefix, PromptTuning,
         };
         use peft_lora::{
-            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
+            AdaLora, Boft, Delora, Dora, FourierFt, Gralora, Hira, Hra, Ia3, Loha, Lokr, Lora,
+            LoraFa, Miss, MoLora, Oft, RandLora, Vera,
         };
         over!(peft_qlora::Nf4::default();
             Houlsby, Pfeiffer, Parallel, Compacter, CompacterPlus, Prefix, PromptTuning, PTuning,
             LoReft, BitFit, LnTuning, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira, Loha, Lokr,
-            Miss, Oft, Boft, FourierFt);
+            Miss, Oft, Boft, FourierFt, Hra, Delora, Gralora, RandLora, MoLora);
         over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, PTuning, Lora);
-        over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera);
+        over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera, Dora);
+    }
+
+    #[test]
+    fn methods_that_split_weights_keep_the_contract_where_the_rest_is_packed() {
+        // But for the start, which is another than that of the packed base.
+        macro_rules! over {
+            ($storage:expr; $($method:ty),* $(,)?) => {
+                let storage = $storage;
+                let setting = Setting {
+                    device: Device::flex(),
+                    storage: Some(&storage),
+                };
+                $(
+                    contract::merge_preserves_the_output::<$method, GptHost>(&setting);
+                    contract::saved_alone_and_restored::<$method, GptHost>(&setting);
+                    contract::only_declared_parameters_train::<$method, GptHost>(&setting);
+                    contract::count_equals_closed_form::<$method, GptHost>(&setting);
+                    contract::loss_falls::<$method, GptHost>(&setting);
+                )*
+            };
+        }
+        use peft_lora::{Olora, Pissa};
+        over!(peft_qlora::Nf4::default(); Pissa, Olora);
+        over!(peft_qlora::Int8 {}; Pissa, Olora);
     }
 }

@@ -154,10 +154,7 @@ pub fn adapt<H: Host>(
 
     let host = host.no_grad();
     let preset = method.storage();
-    let host = match preset.as_deref().or(storage) {
-        Some(storage) => pack(host, storage)?,
-        None => host,
-    };
+    let host = pack(host, method, preset.as_deref().or(storage))?;
     trains_nothing_packed(&host, method, &geometry)?;
     let shared = method.shared(&geometry, init);
     let rows = table_rows(&host, &geometry);
@@ -195,8 +192,14 @@ pub fn adapt<H: Host>(
     })
 }
 
-fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
+/// Packs the frozen weights, but for what the method leaves of those it splits.
+fn pack<H: Host>(
+    host: H,
+    method: &dyn Method,
+    storage: Option<&dyn Storage>,
+) -> Result<H, CoreError> {
     let mut packer = Packer {
+        method,
         storage,
         error: None,
     };
@@ -208,18 +211,36 @@ fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
 }
 
 struct Packer<'a> {
-    storage: &'a dyn Storage,
+    method: &'a dyn Method,
+    storage: Option<&'a dyn Storage>,
     error: Option<CoreError>,
+}
+
+impl Packer<'_> {
+    fn packed(&self, site: &Site, base: &Proj) -> Result<Proj, CoreError> {
+        let store = |dense| match self.storage {
+            Some(storage) => storage.pack(site, dense),
+            None => Ok(Proj::new(dense)),
+        };
+        if let Some(split) = self.method.split(site, base, &store)? {
+            return Ok(split);
+        }
+        match (base.downcast_ref::<Dense>(), self.storage) {
+            (Some(dense), Some(_)) => store(dense.clone()),
+            (None, Some(storage)) => packed_already(storage, site, base).map(|()| base.clone()),
+            (_, None) => Ok(base.clone()),
+        }
+    }
 }
 
 impl Surgeon for Packer<'_> {
     fn projection(&mut self, site: &Site, base: Proj) -> Proj {
-        let packed = match base.downcast_ref::<Dense>() {
-            Some(dense) => self.storage.pack(site, dense.clone()),
-            None => packed_already(self.storage, site, &base).map(|()| base.clone()),
-        };
-        packed.unwrap_or_else(|error| {
-            self.error.get_or_insert(error);
+        // One error is enough: the rest would be made for nothing.
+        if self.error.is_some() {
+            return base;
+        }
+        self.packed(site, &base).unwrap_or_else(|error| {
+            self.error = Some(error);
             base
         })
     }

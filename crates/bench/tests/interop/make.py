@@ -74,6 +74,10 @@ PEFT = {
     "llama-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
     "llama-ln_tuning": lambda: peft.LNTuningConfig(),
     "llama-ln_tuning_names": lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
+    "gpt2-pissa": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, init_lora_weights="pissa"),
+    "bert-pissa_rslora": lambda: peft.LoraConfig(**LORA, target_modules=LINEAR, use_rslora=True, init_lora_weights="pissa"),
+    "bert-olora": lambda: peft.LoraConfig(**LORA, target_modules=LINEAR, init_lora_weights="olora"),
     "gpt2-dora": lambda: peft.LoraConfig(
         **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True, rank_pattern={"c_fc": 2}),
     "gpt2-ia3": lambda: peft.IA3Config(
@@ -102,6 +106,12 @@ PEFT = {
     "bert-boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=LINEAR),
     "bert-boft_blocks": lambda: peft.BOFTConfig(
         boft_block_size=0, boft_block_num=3, boft_n_butterfly_factor=2, target_modules=QV),
+    "bert-hra": lambda: peft.HRAConfig(r=6, target_modules=LINEAR),
+    "bert-delora": lambda: peft.DeloraConfig(r=3, delora_lambda=4, target_modules=LINEAR),
+    "bert-gralora": lambda: peft.GraloraConfig(r=4, alpha=6, gralora_k=4, target_modules=LINEAR),
+    "gpt2-gralora": lambda: peft.GraloraConfig(r=4, alpha=6, target_modules=["c_attn"], fan_in_fan_out=True),
+    "bert-randlora": lambda: peft.RandLoraConfig(r=7, randlora_alpha=20, target_modules=[*LINEAR, "output.dense"]),
+    "gpt2-randlora": lambda: peft.RandLoraConfig(r=10, randlora_alpha=20, target_modules=["c_attn"], fan_in_fan_out=True),
     "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
 }
 HUB = {

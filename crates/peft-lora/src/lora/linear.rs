@@ -17,11 +17,71 @@ pub struct LoraLinear {
     b: Param<Tensor<2>>,
     /// `[d_out]`
     b_bias: Option<Param<Tensor<1>>>,
+    /// Where `A` and `B` started, for a base that was left without their product.
+    start: Option<Factors>,
     dropout: Dropout,
     scaling: f64,
 }
 
+/// Two factors of a low-rank matrix.
+#[derive(Module, Debug)]
+pub struct Factors {
+    /// `[d_in, rank]`
+    pub a: Param<Tensor<2>>,
+    /// `[rank, d_out]`
+    pub b: Param<Tensor<2>>,
+}
+
+impl Factors {
+    /// Factors of these values.
+    pub fn new(a: Tensor<2>, b: Tensor<2>) -> Self {
+        Self {
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
+        }
+    }
+
+    /// Both factors times a number.
+    #[must_use]
+    pub fn scaled(&self, by: f64) -> Self {
+        Self::new(self.a.val().mul_scalar(by), self.b.val().mul_scalar(by))
+    }
+
+    /// The matrix itself, `[d_in, d_out]`.
+    pub fn product(&self) -> Tensor<2> {
+        self.a.val().matmul(self.b.val())
+    }
+}
+
 impl LoraLinear {
+    /// A layer whose update starts at these factors.
+    pub fn starting_at(lora: &Lora, site: &Site, base: Proj, start: Factors) -> Self {
+        Self {
+            a: start.a,
+            b: start.b,
+            b_bias: None,
+            start: None,
+            dropout: DropoutConfig::new(lora.dropout).init(),
+            scaling: lora.scaling_at(&site.path),
+            base,
+        }
+    }
+
+    /// The layer over a base that was left without what the update starts as.
+    pub(crate) fn over_the_rest(self) -> Self {
+        let frozen = |param: &Param<Tensor<2>>| {
+            Param::from_tensor(param.val().detach()).set_require_grad(false)
+        };
+        let (a, b) = (frozen(&self.a), frozen(&self.b));
+        let start = Some(Factors { a, b });
+        Self { start, ..self }
+    }
+
+    /// The layer below.
+    pub fn base(&self) -> &Proj {
+        &self.base
+    }
+
     pub(crate) fn new(lora: &Lora, site: &Site, base: Proj, init: &mut Init) -> Self {
         let rank = lora.rank_at(&site.path);
         let bias = lora.lora_bias.then(|| init.zeros([site.d_out]));
@@ -29,6 +89,7 @@ impl LoraLinear {
             a: Param::from_tensor(init.kaiming_uniform([site.d_in, rank], site.d_in)),
             b: Param::from_tensor(init.zeros([rank, site.d_out])),
             b_bias: bias.map(Param::from_tensor),
+            start: None,
             dropout: DropoutConfig::new(lora.dropout).init(),
             scaling: lora.scaling_at(&site.path),
             base,
@@ -77,6 +138,22 @@ impl Projection for LoraLinear {
 
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
+    }
+
+    /// Plain LoRA of twice the rank over the whole weight: the start is put back into the base, and
+    /// taken off by the other half of the update.
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        let start = self.start.as_ref()?;
+        let whole = self.base.weight(pass) + start.product().mul_scalar(self.scaling);
+        let a = Tensor::cat(vec![self.a.val(), start.a.val()], 1);
+        let b = Tensor::cat(vec![self.b.val(), start.b.val().neg()], 0);
+        Some(Proj::new(Self {
+            base: Proj::new(Dense::new(whole, self.base.bias()).no_grad()),
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
+            start: None,
+            ..self.clone()
+        }))
     }
 }
 
