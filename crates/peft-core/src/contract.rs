@@ -55,6 +55,15 @@ impl Setting<'_> {
         adapt(host, method, self.storage, &mut init)
     }
 
+    /// The base as the method sees it: stored the way the method or the setting stores it.
+    fn base<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Adapted<H> {
+        let mut init = Init::new(7, &self.device.clone().autodiff());
+        let host = H::build(&mut init);
+        let preset = method.storage();
+        let storage = preset.as_deref().or(self.storage);
+        adapt(host, &Untouched, storage, &mut init).expect("the bare model is accepted")
+    }
+
     fn ids<H: ContractHost>(&self) -> Tensor<2, Int> {
         let ids: Vec<i32> = (0..24).map(|i| (i * 7 + i / 5) % H::VOCAB as i32).collect();
         Tensor::from_data(
@@ -84,13 +93,7 @@ impl Setting<'_> {
 }
 
 fn base_output<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>, method: &M) -> TensorData {
-    // The base as the method sees it: stored the way the method or the setting stores it.
-    let mut init = Init::new(7, &setting.device.clone().autodiff());
-    let host = H::build(&mut init);
-    let preset = method.storage();
-    let storage = preset.as_deref().or(setting.storage);
-    let plain = adapt(host, &Untouched, storage, &mut init).expect("the bare model is accepted");
-    setting.output(&plain)
+    setting.output(&setting.base::<M, H>(method))
 }
 
 /// The method that does nothing.
@@ -197,6 +200,43 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
             distance < 1e-4,
             "{method:?} is {distance} off after merging"
         );
+    }
+}
+
+/// A model without what the method put into its layers has nothing of it left in them, and computes
+/// what the base does where the method trains nothing else.
+pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
+    setting: &Setting<'_>,
+) {
+    for method in M::examples() {
+        let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
+        let geometry = model.host.geometry();
+        let bare = model.without_layers(&(0..geometry.layers).collect());
+        let elsewhere = |name: &str| {
+            let mut parts = name.split('.');
+            parts.any(|part| ["lookup", "ends", "shared"].contains(&part))
+        };
+        let rows = state::parameters(&bare);
+        let base = state::parameters(&setting.base::<M, H>(&method));
+        for row in &rows {
+            let of_the_base = base.iter().any(|param| param.name == row.name);
+            assert!(
+                of_the_base || elsewhere(&row.name),
+                "{method:?}: `{}` is left; has its projection a `base`?",
+                row.name
+            );
+        }
+        if rows.iter().any(|row| row.trainable) {
+            continue; // Of the base, or on the embedding, where layers do not matter.
+        }
+        if matches!(M::INFO.start, Start::Elsewhere(_)) && method.storage().is_some() {
+            continue; // The frozen weights are packed otherwise than the base's.
+        }
+        let distance = relative_distance(
+            &setting.output(&bare),
+            &base_output::<M, H>(setting, &method),
+        );
+        assert!(distance < 1e-5, "{method:?} leaves {distance} behind");
     }
 }
 
@@ -338,7 +378,8 @@ macro_rules! contract_tests {
             }
             $crate::contract_tests!(@claims $method:
                 identity_at_init, only_declared_parameters_train, count_equals_closed_form,
-                merge_preserves_the_output, saved_alone_and_restored, loss_falls,
+                merge_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
+                saved_alone_and_restored, loss_falls,
                 targets_that_match_nothing_are_an_error);
         }
     };

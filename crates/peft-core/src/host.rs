@@ -154,7 +154,7 @@ pub fn adapt<H: Host>(
 
     let host = host.no_grad();
     let preset = method.storage();
-    let host = pack(host, method, preset.as_deref().or(storage))?;
+    let host = stored(host, Some(method), preset.as_deref().or(storage))?;
     trains_nothing_packed(&host, method, &geometry)?;
     let shared = method.shared(&geometry, init);
     let rows = table_rows(&host, &geometry);
@@ -192,10 +192,19 @@ pub fn adapt<H: Host>(
     })
 }
 
-/// Packs the frozen weights, but for what the method leaves of those it splits.
-fn pack<H: Host>(
+/// Packs the frozen weights of a model; a weight that is packed so already stays as it is.
+///
+/// # Errors
+/// If a weight cannot be packed, or is packed another way already.
+pub fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
+    stored(host, None, Some(storage))
+}
+
+/// The model with its frozen weights as they are stored, but for what the method leaves of those it
+/// splits.
+fn stored<H: Host>(
     host: H,
-    method: &dyn Method,
+    method: Option<&dyn Method>,
     storage: Option<&dyn Storage>,
 ) -> Result<H, CoreError> {
     let mut packer = Packer {
@@ -211,7 +220,7 @@ fn pack<H: Host>(
 }
 
 struct Packer<'a> {
-    method: &'a dyn Method,
+    method: Option<&'a dyn Method>,
     storage: Option<&'a dyn Storage>,
     error: Option<CoreError>,
 }
@@ -222,7 +231,8 @@ impl Packer<'_> {
             Some(storage) => storage.pack(site, dense),
             None => Ok(Proj::new(dense)),
         };
-        if let Some(split) = self.method.split(site, base, &store)? {
+        let split = self.method.map(|method| method.split(site, base, &store));
+        if let Some(split) = split.transpose()?.flatten() {
             return Ok(split);
         }
         match (base.downcast_ref::<Dense>(), self.storage) {

@@ -27,6 +27,12 @@ pub trait Projection: Module + 'static {
     /// `(d_in, d_out)`
     fn dims(&self) -> (usize, usize);
 
+    /// What a method put this around, so that it can be left out again; none where it stands on its
+    /// own.
+    fn base(&self) -> Option<Proj> {
+        None
+    }
+
     /// How the weight is packed, in the words of
     /// [`Storage::packing`](crate::method::Storage::packing); none where it is dense.
     fn packing(&self) -> Option<String> {
@@ -65,16 +71,19 @@ impl<R: Reweighted> Projection for R {
         Reweighted::weight(self, pass)
     }
     fn bias(&self) -> Option<Tensor<1>> {
-        self.base().bias()
+        Reweighted::base(self).bias()
     }
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
         Some(Dense::new(
             Reweighted::weight(self, pass),
-            self.base().bias(),
+            Reweighted::base(self).bias(),
         ))
     }
     fn dims(&self) -> (usize, usize) {
-        self.base().dims()
+        Reweighted::base(self).dims()
+    }
+    fn base(&self) -> Option<Proj> {
+        Some(Reweighted::base(self).clone())
     }
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
         Reweighted::settled(self, pass)
@@ -99,6 +108,7 @@ pub trait ErasedProjection {
     fn bias(&self) -> Option<Tensor<1>>;
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense>;
     fn dims(&self) -> (usize, usize);
+    fn base(&self) -> Option<Proj>;
     fn packing(&self) -> Option<String>;
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj>;
 }
@@ -121,6 +131,9 @@ impl<P: Projection> ErasedProjection for P {
     }
     fn dims(&self) -> (usize, usize) {
         Projection::dims(self)
+    }
+    fn base(&self) -> Option<Proj> {
+        Projection::base(self)
     }
     fn packing(&self) -> Option<String> {
         Projection::packing(self)
@@ -184,6 +197,11 @@ impl Proj {
     /// `(d_in, d_out)`
     pub fn dims(&self) -> (usize, usize) {
         self.0.projection().dims()
+    }
+
+    /// What a method put this around; see [`Projection::base`].
+    pub fn base(&self) -> Option<Proj> {
+        self.0.projection().base()
     }
 
     /// How the weight is packed; see [`Projection::packing`].

@@ -10,7 +10,7 @@ use super::Lora;
 /// A linear layer with a low-rank update.
 #[derive(Module, Debug)]
 pub struct LoraLinear {
-    base: Proj,
+    pub(crate) base: Proj,
     /// `[d_in, rank]`
     a: Param<Tensor<2>>,
     /// `[rank, d_out]`
@@ -77,11 +77,6 @@ impl LoraLinear {
         Self { start, ..self }
     }
 
-    /// The layer below.
-    pub fn base(&self) -> &Proj {
-        &self.base
-    }
-
     pub(crate) fn new(lora: &Lora, site: &Site, base: Proj, init: &mut Init) -> Self {
         let rank = lora.rank_at(&site.path);
         let bias = lora.lora_bias.then(|| init.zeros([site.d_out]));
@@ -100,6 +95,12 @@ impl LoraLinear {
     pub(crate) fn with_frozen_a(self) -> Self {
         let a = self.a.set_require_grad(false);
         Self { a, ..self }
+    }
+
+    /// The layer before this part was taken out of it.
+    fn whole(&self, part: &Factors, pass: &Pass<'_>) -> Dense {
+        let weight = self.base.weight(pass) + part.product().mul_scalar(self.scaling);
+        Dense::new(weight.detach(), self.base.bias()).no_grad()
     }
 
     /// What the update adds to every token, `[d_out]`.
@@ -136,6 +137,14 @@ impl Projection for LoraLinear {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    /// A weight that was split is put together again.
+    fn base(&self) -> Option<Proj> {
+        Some(match &self.start {
+            None => self.base.clone(),
+            Some(start) => Proj::new(self.whole(start, &Pass::new())),
+        })
+    }
+
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }
@@ -144,11 +153,10 @@ impl Projection for LoraLinear {
     /// taken off by the other half of the update.
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
         let start = self.start.as_ref()?;
-        let whole = self.base.weight(pass) + start.product().mul_scalar(self.scaling);
         let a = Tensor::cat(vec![self.a.val(), start.a.val()], 1);
         let b = Tensor::cat(vec![self.b.val(), start.b.val().neg()], 0);
         Some(Proj::new(Self {
-            base: Proj::new(Dense::new(whole, self.base.bias()).no_grad()),
+            base: Proj::new(self.whole(start, pass)),
             a: Param::from_tensor(a.detach()),
             b: Param::from_tensor(b.detach()),
             start: None,
