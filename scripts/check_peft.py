@@ -37,6 +37,7 @@ LINEAR = [
     ("olora", 'kind = "olora"\nrank = 4'),
     ("vera", 'kind = "vera"\nrank = 5'),
     ("randlora", 'kind = "randlora"\nrank = 5\nalpha = 20\ntargets = "all-linear"'),
+    ("vb_lora", 'kind = "vb_lora"\nrank = 3\nnum_vectors = 8\nvector_length = 4'),
     ("gralora", 'kind = "gralora"\nrank = 4\nalpha = 8'),
     ("ia3", 'kind = "ia3"'),
     ("hira", 'kind = "hira"\nrank = 4'),
@@ -56,6 +57,8 @@ NOT_GPT2 = [
     ("boft", 'kind = "boft"\nblock_size = 4'),
     ("hra", 'kind = "hra"\nrank = 4'),
     ("delora", 'kind = "delora"\nrank = 4\nlambda = 4'),
+    ("road", 'kind = "road"\ngroup_size = 4'),
+    ("c3a", 'kind = "c3a"\nblock_size = 4'),
 ]
 BOTTLENECK = [
     ("houlsby", 'kind = "houlsby"\nbottleneck = 5'),

@@ -2,6 +2,7 @@
 
 pub mod adalora;
 pub mod boft;
+pub mod c3a;
 mod cayley;
 pub mod delora;
 pub mod dora;
@@ -22,10 +23,13 @@ pub mod oft;
 pub mod olora;
 pub mod pissa;
 pub mod randlora;
+pub mod road;
+pub mod vb_lora;
 pub mod vera;
 
 pub use adalora::AdaLora;
 pub use boft::Boft;
+pub use c3a::C3a;
 pub use delora::Delora;
 pub use dora::Dora;
 pub use fourierft::FourierFt;
@@ -43,4 +47,6 @@ pub use oft::Oft;
 pub use olora::Olora;
 pub use pissa::Pissa;
 pub use randlora::RandLora;
+pub use road::Road;
+pub use vb_lora::VbLora;
 pub use vera::Vera;

@@ -212,6 +212,10 @@ impl Projection for MoLoraLinear {
         None
     }
 
+    fn base(&self) -> Option<Proj> {
+        Some(self.base.clone())
+    }
+
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

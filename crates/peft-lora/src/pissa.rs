@@ -4,7 +4,8 @@
 //! Large Language Models", arXiv 2404.02948.
 //! Seam: linear layers. `A` and `B` start as the `rank` largest singular values and their vectors,
 //! which the frozen weight is left without; see [`split`]. Over packed weights (QPiSSA) the rest is
-//! what is packed: it is narrower than the whole, and loses less.
+//! what is packed: it is narrower than the whole, and loses less. The paper takes `alpha = rank`; with
+//! a larger scaling the same rate moves the update further.
 //! Differs from: HF PEFT writes such adapters for readers that repeat the decomposition; here they
 //! are written as the plain LoRA that PEFT converts them to. Both are read.
 

@@ -113,6 +113,11 @@ PEFT = {
     "gpt2-gralora": lambda: peft.GraloraConfig(r=4, alpha=6, target_modules=["c_attn"], fan_in_fan_out=True),
     "bert-randlora": lambda: peft.RandLoraConfig(r=7, randlora_alpha=20, target_modules=[*LINEAR, "output.dense"]),
     "gpt2-randlora": lambda: peft.RandLoraConfig(r=10, randlora_alpha=20, target_modules=["c_attn"], fan_in_fan_out=True),
+    "bert-road": lambda: peft.RoadConfig(group_size=8, target_modules=LINEAR),
+    "bert-road_2": lambda: peft.RoadConfig(variant="road_2", group_size=4, target_modules=QV),
+    "llama-road_4": lambda: peft.RoadConfig(variant="road_4", group_size=8, target_modules=["q_proj", "v_proj", "up_proj"]),
+    "bert-c3a": lambda: peft.C3AConfig(block_size=8, target_modules=LINEAR),
+    "bert-vb_lora": lambda: peft.VBLoRAConfig(r=3, num_vectors=7, vector_length=4, topk=3, target_modules=LINEAR),
     "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
 }
 HUB = {

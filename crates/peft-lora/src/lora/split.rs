@@ -183,6 +183,25 @@ mod tests {
     }
 
     #[test]
+    fn a_split_adapter_in_a_blend_leaves_the_base_whole_for_the_others() {
+        let init = || Init::new(4, &Device::flex().autodiff());
+        let base = toy(&mut init()).no_grad();
+        let pissa = &Pissa::examples()[0];
+        let model = adapt(base.clone(), pissa, None, &mut init()).unwrap();
+        let model = perturbed(model, 0.1);
+        let tolerance = burn::tensor::Tolerance::absolute(1e-5);
+        for (weight, expected) in [
+            (0.0, logits(&Adapted::plain(base.clone()))),
+            (1.0, logits(&model)),
+        ] {
+            let parts = vec![(weight, model.valid())];
+            let blended = peft_core::blend(base.valid(), parts).unwrap();
+            let found = logits(&blended);
+            found.assert_approx_eq::<f32>(&expected, tolerance);
+        }
+    }
+
+    #[test]
     fn a_rank_above_that_of_a_weight_is_refused() {
         let geometry = toy(&mut Init::new(0, &Device::flex())).geometry();
         let pissa = Pissa {
