@@ -33,7 +33,13 @@ LINEAR = [
     ("lora embedding", 'kind = "lora"\nrank = 3\ntargets = ["embedding", "output"]'),
     ("lora_plus", 'kind = "lora_plus"\nrank = 4\nlora_plus_ratio = 4.0'),
     ("dora", 'kind = "dora"\nrank = 4'),
+    ("pissa", 'kind = "pissa"\nrank = 4'),
+    ("pissa rslora, searched", 'kind = "pissa"\nrank = 3\nrslora = true\nniter = 4\ntargets = "all-linear"'),
+    ("olora", 'kind = "olora"\nrank = 4'),
     ("vera", 'kind = "vera"\nrank = 5'),
+    ("randlora", 'kind = "randlora"\nrank = 5\nalpha = 20\ntargets = "all-linear"'),
+    ("vb_lora", 'kind = "vb_lora"\nrank = 3\nnum_vectors = 8\nvector_length = 4'),
+    ("gralora", 'kind = "gralora"\nrank = 4\nalpha = 8'),
     ("ia3", 'kind = "ia3"'),
     ("hira", 'kind = "hira"\nrank = 4'),
     ("adalora", 'kind = "adalora"\ninit_rank = 4\ntarget_rank = 2'),
@@ -42,6 +48,18 @@ LINEAR = [
     ("prompt_tuning", 'kind = "prompt_tuning"\nnum_virtual_tokens = 3'),
     ("p_tuning", 'kind = "p_tuning"\nnum_virtual_tokens = 3'),
     ("prefix", 'kind = "prefix"\nnum_virtual_tokens = 3\ntakes_positions = true'),
+]
+# HF PEFT has these for PyTorch's linear layers, and not for those of GPT-2.
+NOT_GPT2 = [
+    ("loha", 'kind = "loha"\nrank = 2'),
+    ("lokr", 'kind = "lokr"\nrank = 2'),
+    ("miss", 'kind = "miss"\nrank = 4'),
+    ("oft", 'kind = "oft"\nblock_size = 4'),
+    ("boft", 'kind = "boft"\nblock_size = 4'),
+    ("hra", 'kind = "hra"\nrank = 4'),
+    ("delora", 'kind = "delora"\nrank = 4\nlambda = 4'),
+    ("road", 'kind = "road"\ngroup_size = 4'),
+    ("c3a", 'kind = "c3a"\nblock_size = 4'),
 ]
 BOTTLENECK = [
     ("houlsby", 'kind = "houlsby"\nbottleneck = 5'),
@@ -113,6 +131,7 @@ def main():
     print(f"{'base':8} {'method':28} {'format':11} {'logits differ by':>17} {'merged':>9}")
     plan = [(kind, method, "peft") for kind in ("gpt2", "bert", "roberta", "llama") for method in LINEAR
             if (kind, method[0]) != ("roberta", "prefix")]  # PEFT 0.21.2 fails on it by itself
+    plan += [(kind, method, "peft") for kind in ("bert", "roberta", "llama") for method in NOT_GPT2]
     plan += [(kind, method, "adapterhub") for kind in HUB_BASES for method in BOTTLENECK]
     worst = 0.0
     for kind, (name, method), to in plan:

@@ -31,6 +31,8 @@ macro_rules! with_methods {
             peft_lora::Lora,
             peft_lora::LoraFa,
             peft_lora::LoraPlus,
+            peft_lora::Pissa,
+            peft_lora::Olora,
             peft_lora::Dora,
             peft_lora::AdaLora,
             peft_lora::ReLora,
@@ -43,7 +45,16 @@ macro_rules! with_methods {
             peft_lora::Oft,
             peft_lora::Boft,
             peft_lora::FourierFt,
+            peft_lora::Hra,
+            peft_lora::Delora,
+            peft_lora::Gralora,
+            peft_lora::RandLora,
+            peft_lora::VbLora,
+            peft_lora::C3a,
+            peft_lora::Road,
+            peft_lora::MoLora,
             peft_qlora::Qlora,
+            peft_qlora::LoftQ,
         }
     };
 }

@@ -154,6 +154,11 @@ fn adapters_of_adapterhub_give_the_logits_they_give_in_python() {
     }
 }
 
+/// Whether the adapter is written as plain LoRA, with other tensors than it was read from.
+fn is_split(fitted: &Fitted) -> bool {
+    ["pissa", "olora"].contains(&fitted.card.kind.as_str())
+}
+
 #[test]
 fn what_is_written_back_holds_the_same_tensors_and_reads_the_same() {
     let out = tempfile::tempdir().unwrap();
@@ -172,6 +177,9 @@ fn what_is_written_back_holds_the_same_tensors_and_reads_the_same() {
             let folder = out.path().join(case.name());
             fitted.write(format, &config, "golden", &folder).unwrap();
             case.check(&folder);
+            if is_split(&fitted) {
+                continue;
+            }
             let (ours, theirs) = (
                 state::load(&folder.join(file)).unwrap(),
                 state::load(&adapter.join(file)).unwrap(),
@@ -189,9 +197,14 @@ fn what_is_written_back_holds_the_same_tensors_and_reads_the_same() {
                 "original_module",
                 "embed_tokens.base_layer",
             ];
+            // What the layers share stands in every layer again.
+            let repeats = |key: &str| {
+                let (module, leaf) = key.rsplit_once('.').unwrap();
+                module != "base_model" && ours.contains_key(&format!("base_model.{leaf}"))
+            };
             let lost: Vec<_> = theirs
                 .keys()
-                .filter(|key| !ours.contains_key(*key))
+                .filter(|key| !ours.contains_key(*key) && !repeats(key))
                 .filter(|key| !copies.iter().any(|copy| key.contains(copy)))
                 .collect();
             assert!(lost.is_empty(), "{}: {lost:?} are lost", case.name());

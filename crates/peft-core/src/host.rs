@@ -154,10 +154,7 @@ pub fn adapt<H: Host>(
 
     let host = host.no_grad();
     let preset = method.storage();
-    let host = match preset.as_deref().or(storage) {
-        Some(storage) => pack(host, storage)?,
-        None => host,
-    };
+    let host = stored(host, Some(method), preset.as_deref().or(storage))?;
     trains_nothing_packed(&host, method, &geometry)?;
     let shared = method.shared(&geometry, init);
     let rows = table_rows(&host, &geometry);
@@ -200,7 +197,18 @@ pub fn adapt<H: Host>(
 /// # Errors
 /// If a weight cannot be packed, or is packed another way already.
 pub fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
+    stored(host, None, Some(storage))
+}
+
+/// The model with its frozen weights as they are stored, but for what the method leaves of those it
+/// splits.
+fn stored<H: Host>(
+    host: H,
+    method: Option<&dyn Method>,
+    storage: Option<&dyn Storage>,
+) -> Result<H, CoreError> {
     let mut packer = Packer {
+        method,
         storage,
         error: None,
     };
@@ -212,18 +220,37 @@ pub fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
 }
 
 struct Packer<'a> {
-    storage: &'a dyn Storage,
+    method: Option<&'a dyn Method>,
+    storage: Option<&'a dyn Storage>,
     error: Option<CoreError>,
+}
+
+impl Packer<'_> {
+    fn packed(&self, site: &Site, base: &Proj) -> Result<Proj, CoreError> {
+        let store = |dense| match self.storage {
+            Some(storage) => storage.pack(site, dense),
+            None => Ok(Proj::new(dense)),
+        };
+        let split = self.method.map(|method| method.split(site, base, &store));
+        if let Some(split) = split.transpose()?.flatten() {
+            return Ok(split);
+        }
+        match (base.downcast_ref::<Dense>(), self.storage) {
+            (Some(dense), Some(_)) => store(dense.clone()),
+            (None, Some(storage)) => packed_already(storage, site, base).map(|()| base.clone()),
+            (_, None) => Ok(base.clone()),
+        }
+    }
 }
 
 impl Surgeon for Packer<'_> {
     fn projection(&mut self, site: &Site, base: Proj) -> Proj {
-        let packed = match base.downcast_ref::<Dense>() {
-            Some(dense) => self.storage.pack(site, dense.clone()),
-            None => packed_already(self.storage, site, &base).map(|()| base.clone()),
-        };
-        packed.unwrap_or_else(|error| {
-            self.error.get_or_insert(error);
+        // One error is enough: the rest would be made for nothing.
+        if self.error.is_some() {
+            return base;
+        }
+        self.packed(site, &base).unwrap_or_else(|error| {
+            self.error = Some(error);
             base
         })
     }

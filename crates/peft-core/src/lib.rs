@@ -49,7 +49,7 @@ pub use host::{
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
-pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
+pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, Store};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};
 pub use projection::{Dense, Proj, Projection, Reweighted};

@@ -41,6 +41,22 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What stands in place of a linear layer, for a method that decides which part of its weight is
+    /// frozen. It gets the layer as it was loaded, and `store` to pack what it leaves frozen as the
+    /// model's weights are. None where the method goes over the whole weight, however it is stored:
+    /// that is [`Method::project`].
+    ///
+    /// # Errors
+    /// If the weight cannot be divided, or what is left of it cannot be packed.
+    fn split(
+        &self,
+        _site: &Site,
+        _base: &Proj,
+        _store: Store<'_>,
+    ) -> Result<Option<Proj>, CoreError> {
+        Ok(None)
+    }
+
     /// What stands in place of a linear layer.
     fn project(&self, _site: &Site, base: Proj, _init: &mut Init) -> Proj {
         base
@@ -126,6 +142,9 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         None
     }
 }
+
+/// Packs the frozen part of a layer as the model's weights are, or leaves it dense where they are.
+pub type Store<'a> = &'a dyn Fn(Dense) -> Result<Proj, CoreError>;
 
 /// A method's configuration as a study file spells it.
 pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static {

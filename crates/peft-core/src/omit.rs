@@ -35,7 +35,7 @@ impl Surgeon for Remover<'_> {
     fn projection(&mut self, site: &Site, mut base: Proj) -> Proj {
         if self.0.contains(&site.layer) {
             while let Some(inner) = base.base() {
-                base = inner.clone();
+                base = inner;
             }
         }
         base

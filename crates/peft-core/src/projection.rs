@@ -29,7 +29,7 @@ pub trait Projection: Module + 'static {
 
     /// What a method put this around, so that it can be left out again; none where it stands on its
     /// own.
-    fn base(&self) -> Option<&Proj> {
+    fn base(&self) -> Option<Proj> {
         None
     }
 
@@ -82,8 +82,8 @@ impl<R: Reweighted> Projection for R {
     fn dims(&self) -> (usize, usize) {
         Reweighted::base(self).dims()
     }
-    fn base(&self) -> Option<&Proj> {
-        Some(Reweighted::base(self))
+    fn base(&self) -> Option<Proj> {
+        Some(Reweighted::base(self).clone())
     }
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
         Reweighted::settled(self, pass)
@@ -108,7 +108,7 @@ pub trait ErasedProjection {
     fn bias(&self) -> Option<Tensor<1>>;
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense>;
     fn dims(&self) -> (usize, usize);
-    fn base(&self) -> Option<&Proj>;
+    fn base(&self) -> Option<Proj>;
     fn packing(&self) -> Option<String>;
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj>;
 }
@@ -132,7 +132,7 @@ impl<P: Projection> ErasedProjection for P {
     fn dims(&self) -> (usize, usize) {
         Projection::dims(self)
     }
-    fn base(&self) -> Option<&Proj> {
+    fn base(&self) -> Option<Proj> {
         Projection::base(self)
     }
     fn packing(&self) -> Option<String> {
@@ -200,7 +200,7 @@ impl Proj {
     }
 
     /// What a method put this around; see [`Projection::base`].
-    pub fn base(&self) -> Option<&Proj> {
+    pub fn base(&self) -> Option<Proj> {
         self.0.projection().base()
     }
 

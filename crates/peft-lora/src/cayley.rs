@@ -1,12 +1,9 @@
-//! Rotations from skew-symmetric matrices, as OFT and BOFT parametrise them.
+//! Rotations from skew-symmetric matrices, as OFT and BOFT parametrise them, and inverses of small
+//! matrices.
 
 use burn::tensor::{Tensor, TensorData};
 
 /// `(I - Q) (I + Q)^-1` of every skew-symmetric block, exact and with its exact gradient.
-///
-/// The inverse is found on the host, where the blocks are small; one Newton step from it, which
-/// changes its value by rounding only, carries the gradient: the derivative of
-/// `X (2 I - M X)` by `M` at `X = M^-1` is that of the inverse.
 ///
 /// # Shapes
 /// - q: `[blocks, size, size]`
@@ -14,10 +11,22 @@ use burn::tensor::{Tensor, TensorData};
 pub(crate) fn cayley(q: Tensor<3>) -> Tensor<3> {
     let [_, size, _] = q.dims();
     let identity = identity(size, &q);
-    let matrix = q.clone() + identity.clone();
+    (identity.clone() - q.clone()).matmul(inverse(q + identity))
+}
+
+/// The inverse of every block with its exact gradient. The symmetric part of each must be the
+/// identity, or each a triangle with ones on the diagonal, so that elimination needs no exchange
+/// of rows: every pivot is at least 1.
+///
+/// It is found on the host, where the blocks are small; one Newton step from it, which changes its
+/// value by rounding only, carries the gradient: the derivative of `X (2 I - M X)` by `M` at
+/// `X = M^-1` is that of the inverse.
+pub(crate) fn inverse(matrix: Tensor<3>) -> Tensor<3> {
+    let [_, size, _] = matrix.dims();
+    let twice = identity(size, &matrix).mul_scalar(2.0);
     let inverse = inverted(matrix.clone());
-    let step = identity.clone().mul_scalar(2.0) - matrix.matmul(inverse.clone());
-    (identity - q).matmul(inverse.matmul(step))
+    let step = twice - matrix.matmul(inverse.clone());
+    inverse.matmul(step)
 }
 
 /// The Neumann series of the map of `-Q` in place of an inverse, as HF PEFT adds it up:
@@ -46,21 +55,20 @@ fn identity(size: usize, like: &Tensor<3>) -> Tensor<3> {
     Tensor::<2>::eye(size, &like.device()).unsqueeze()
 }
 
-/// The inverse of every block as constants. The symmetric part of each must be the identity, so
-/// that elimination needs no exchange of rows: every pivot is at least 1.
+/// The inverse of every block as constants.
 fn inverted(matrix: Tensor<3>) -> Tensor<3> {
     let ([blocks, size, _], device) = (matrix.dims(), matrix.device());
     let data = matrix.detach().into_data().convert::<f32>();
     let values: Vec<f32> = data.try_to_vec().expect("converted to f32");
     let inverses: Vec<f32> = values
         .chunks(size * size)
-        .flat_map(|block| inverse(block, size))
+        .flat_map(|block| eliminated(block, size))
         .collect();
     Tensor::from_data(TensorData::new(inverses, [blocks, size, size]), &device)
 }
 
 /// Gauss and Jordan's elimination in 64 bits.
-fn inverse(block: &[f32], size: usize) -> Vec<f32> {
+fn eliminated(block: &[f32], size: usize) -> Vec<f32> {
     let mut left: Vec<f64> = block.iter().map(|value| f64::from(*value)).collect();
     let mut right = vec![0.0; size * size];
     (0..size).for_each(|i| right[i * size + i] = 1.0);

@@ -4,6 +4,65 @@ use peft_core::exchange::{path_ends_with, resolve_targets};
 use peft_core::{CoreError, Fields, Geometry, Site, Targets};
 use serde_json::{Value, json};
 
+/// Declares the configuration of a variant of LoRA: the keys that LoRA shares with all of them, and
+/// those of its own.
+macro_rules! lora_variant {
+    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            /// Rank of the update.
+            pub rank: usize,
+            /// Numerator of the scaling `alpha / rank`.
+            pub alpha: f64,
+            /// Dropout on the input of `A` while training.
+            pub dropout: f64,
+            /// Which linear layers; query and value (or the fused projection) where none are named.
+            pub targets: peft_core::Targets,
+            /// Scaling `alpha / sqrt(rank)`.
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            pub rslora: bool,
+            $($(#[$key_doc])* pub $key: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $crate::lora::Lora::default().into()
+            }
+        }
+
+        impl From<$crate::lora::Lora> for $name {
+            fn from(lora: $crate::lora::Lora) -> Self {
+                Self {
+                    rank: lora.rank,
+                    alpha: lora.alpha,
+                    dropout: lora.dropout,
+                    targets: lora.targets,
+                    rslora: lora.rslora,
+                    $($key: Default::default(),)*
+                }
+            }
+        }
+
+        impl $name {
+            /// LoRA with the same keys.
+            fn lora(&self) -> $crate::lora::Lora {
+                $crate::lora::Lora {
+                    rank: self.rank,
+                    alpha: self.alpha,
+                    dropout: self.dropout,
+                    targets: self.targets.clone(),
+                    rslora: self.rslora,
+                    ..Default::default()
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use lora_variant;
+
 /// The linear layers of a model that are targets.
 pub(crate) fn selected<'a>(
     targets: &'a Targets,

@@ -230,8 +230,8 @@ impl Projection for Ia3Output {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
-    fn base(&self) -> Option<&Proj> {
-        Some(&self.base)
+    fn base(&self) -> Option<Proj> {
+        Some(self.base.clone())
     }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()

@@ -9,6 +9,7 @@
 mod embedding;
 mod linear;
 pub(crate) mod peft;
+pub mod split;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 
 pub use embedding::LoraEmbedding;
-pub use linear::LoraLinear;
+pub use linear::{Factors, LoraLinear};
 
 /// Configuration of LoRA, `kind = "lora"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

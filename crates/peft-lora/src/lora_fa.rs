@@ -10,52 +10,13 @@ use peft_core::{
     CoreError, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Site, Start,
     Targets,
 };
-use serde::{Deserialize, Serialize};
 
-use crate::lora::{Lora, LoraLinear, peft};
+use crate::family::lora_variant;
+use crate::lora::{LoraLinear, peft};
 
-/// Configuration of LoRA-FA, `kind = "lora_fa"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraFa {
-    /// Rank of the update.
-    pub rank: usize,
-    /// Numerator of the scaling `alpha / rank`.
-    pub alpha: f64,
-    /// Dropout on the input of `A` while training.
-    pub dropout: f64,
-    /// Which linear layers; query and value (or the fused projection) where none are named.
-    pub targets: Targets,
-    /// Scaling `alpha / sqrt(rank)`.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub rslora: bool,
-}
-
-impl Default for LoraFa {
-    fn default() -> Self {
-        let lora = Lora::default();
-        Self {
-            rank: lora.rank,
-            alpha: lora.alpha,
-            dropout: lora.dropout,
-            targets: lora.targets,
-            rslora: lora.rslora,
-        }
-    }
-}
-
-impl LoraFa {
-    /// LoRA with the same update.
-    fn lora(&self) -> Lora {
-        Lora {
-            rank: self.rank,
-            alpha: self.alpha,
-            dropout: self.dropout,
-            targets: self.targets.clone(),
-            rslora: self.rslora,
-            ..Lora::default()
-        }
-    }
+lora_variant! {
+    /// Configuration of LoRA-FA, `kind = "lora_fa"`.
+    LoraFa {}
 }
 
 impl MethodConfig for LoraFa {

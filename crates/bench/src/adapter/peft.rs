@@ -49,7 +49,8 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
 /// Keys without the adapter's name, and each value under one key.
 ///
 /// Older files name the adapter (`lora_A.default.weight`). A module saved whole may stand there
-/// three times: as it is in use, under `modules_to_save`, and as the base had it.
+/// three times: as it is in use, under `modules_to_save`, and as the base had it. What layers share
+/// may stand there once, and again in every layer.
 fn normalised(tensors: Tensors) -> Tensors {
     let mut plain = Tensors::new();
     let mut copies = Tensors::new();
@@ -70,6 +71,14 @@ fn normalised(tensors: Tensors) -> Tensors {
     for (key, data) in copies {
         plain.entry(key).or_insert(data);
     }
+    let shared: Vec<String> = plain
+        .keys()
+        .filter_map(|key| key.strip_prefix("base_model."))
+        .filter(|rest| !rest.contains('.'))
+        .map(|name| format!(".{name}"))
+        .collect();
+    let repeats = |key: &String| shared.iter().any(|name| key.ends_with(name));
+    plain.retain(|key, _| !(key.starts_with(MODULES) && repeats(key)));
     plain
 }
 
@@ -222,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_lose_the_adapters_name_and_copies_of_saved_modules() {
+    fn keys_lose_the_adapters_name_and_copies_of_saved_and_shared_modules() {
         let value = |v: f32| TensorData::new(vec![v], [1]);
         let tensors = Tensors::from([
             (
@@ -242,11 +251,14 @@ mod tests {
                 "base_model.model.lm_head.modules_to_save.default.weight".into(),
                 value(5.0),
             ),
+            ("base_model.vera_A".into(), value(6.0)),
+            ("base_model.model.q.vera_A".into(), value(6.0)),
         ]);
         let expected = Tensors::from([
             ("base_model.model.q.lora_A.weight".into(), value(1.0)),
             ("base_model.model.classifier.weight".into(), value(2.0)),
             ("base_model.model.lm_head.weight".into(), value(5.0)),
+            ("base_model.vera_A".into(), value(6.0)),
         ]);
         assert_eq!(normalised(tensors), expected);
     }

@@ -187,10 +187,18 @@ fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window
 }
 
 /// The methods that train the packed matrices themselves, or bring their own storage.
-const NOT_OVER_OTHER_STORAGE: [&str; 3] = ["full", "top_layers", "qlora"];
+const NOT_OVER_OTHER_STORAGE: [&str; 4] = ["full", "top_layers", "qlora", "loftq"];
+
+/// The methods that pack what they leave of a weight: they do not start at the packed base.
+const PACKED_OTHERWISE: [&str; 2] = ["pissa", "olora"];
 
 fn contract_over<M: MethodConfig>(setting: &Setting<'_>) {
-    contract_on::<M, GptHost>(setting);
+    if !PACKED_OTHERWISE.contains(&M::INFO.kind) {
+        contract::identity_at_init::<M, GptHost>(setting);
+    }
+    contract::merge_preserves_the_output::<M, GptHost>(setting);
+    contract::saved_alone_and_restored::<M, GptHost>(setting);
+    contract::targets_that_match_nothing_are_an_error::<M, GptHost>(setting);
     contract::loss_falls::<M, GptHost>(setting);
     contract::count_equals_closed_form::<M, GptHost>(setting);
 }
@@ -215,8 +223,8 @@ fn adapters_keep_the_contract_over_packed_weights() {
         ($($method:ty),* $(,)?) => { over!(peft_qlora::Nf4::default(); $($method),*); };
     }
     use peft_adapter::{Houlsby, LoReft, PTuning, Prefix};
-    use peft_lora::{Lora, Vera};
+    use peft_lora::{Dora, Lora, Pissa, Vera};
     with_methods!(over_nf4);
     over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, PTuning, Lora);
-    over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera);
+    over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera, Dora, Pissa);
 }

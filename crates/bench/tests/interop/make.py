@@ -75,6 +75,10 @@ PEFT = {
     "llama-adaption_prompt": lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1),
     "llama-ln_tuning": lambda: peft.LNTuningConfig(),
     "llama-ln_tuning_names": lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
+    "gpt2-pissa": lambda: peft.LoraConfig(
+        **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, init_lora_weights="pissa"),
+    "bert-pissa_rslora": lambda: peft.LoraConfig(**LORA, target_modules=LINEAR, use_rslora=True, init_lora_weights="pissa"),
+    "bert-olora": lambda: peft.LoraConfig(**LORA, target_modules=LINEAR, init_lora_weights="olora"),
     "gpt2-dora": lambda: peft.LoraConfig(
         **LORA, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True, rank_pattern={"c_fc": 2}),
     "gpt2-ia3": lambda: peft.IA3Config(
@@ -103,6 +107,17 @@ PEFT = {
     "bert-boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=LINEAR),
     "bert-boft_blocks": lambda: peft.BOFTConfig(
         boft_block_size=0, boft_block_num=3, boft_n_butterfly_factor=2, target_modules=QV),
+    "bert-hra": lambda: peft.HRAConfig(r=6, target_modules=LINEAR),
+    "bert-delora": lambda: peft.DeloraConfig(r=3, delora_lambda=4, target_modules=LINEAR),
+    "bert-gralora": lambda: peft.GraloraConfig(r=4, alpha=6, gralora_k=4, target_modules=LINEAR),
+    "gpt2-gralora": lambda: peft.GraloraConfig(r=4, alpha=6, target_modules=["c_attn"], fan_in_fan_out=True),
+    "bert-randlora": lambda: peft.RandLoraConfig(r=7, randlora_alpha=20, target_modules=[*LINEAR, "output.dense"]),
+    "gpt2-randlora": lambda: peft.RandLoraConfig(r=10, randlora_alpha=20, target_modules=["c_attn"], fan_in_fan_out=True),
+    "bert-road": lambda: peft.RoadConfig(group_size=8, target_modules=LINEAR),
+    "bert-road_2": lambda: peft.RoadConfig(variant="road_2", group_size=4, target_modules=QV),
+    "llama-road_4": lambda: peft.RoadConfig(variant="road_4", group_size=8, target_modules=["q_proj", "v_proj", "up_proj"]),
+    "bert-c3a": lambda: peft.C3AConfig(block_size=8, target_modules=LINEAR),
+    "bert-vb_lora": lambda: peft.VBLoRAConfig(r=3, num_vectors=7, vector_length=4, topk=3, target_modules=LINEAR),
     "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
 }
 HUB = {

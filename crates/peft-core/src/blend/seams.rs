@@ -75,8 +75,8 @@ impl Projection for BlendLinear {
             .all(merges)
             .then(|| Dense::new(self.weight(pass), self.bias()))
     }
-    fn base(&self) -> Option<&Proj> {
-        Some(&self.base)
+    fn base(&self) -> Option<Proj> {
+        Some(self.base.clone())
     }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()

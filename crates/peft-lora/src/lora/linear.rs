@@ -10,18 +10,73 @@ use super::Lora;
 /// A linear layer with a low-rank update.
 #[derive(Module, Debug)]
 pub struct LoraLinear {
-    base: Proj,
+    pub(crate) base: Proj,
     /// `[d_in, rank]`
     a: Param<Tensor<2>>,
     /// `[rank, d_out]`
     b: Param<Tensor<2>>,
     /// `[d_out]`
     b_bias: Option<Param<Tensor<1>>>,
+    /// Where `A` and `B` started, for a base that was left without their product.
+    start: Option<Factors>,
     dropout: Dropout,
     scaling: f64,
 }
 
+/// Two factors of a low-rank matrix.
+#[derive(Module, Debug)]
+pub struct Factors {
+    /// `[d_in, rank]`
+    pub a: Param<Tensor<2>>,
+    /// `[rank, d_out]`
+    pub b: Param<Tensor<2>>,
+}
+
+impl Factors {
+    /// Factors of these values.
+    pub fn new(a: Tensor<2>, b: Tensor<2>) -> Self {
+        Self {
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
+        }
+    }
+
+    /// Both factors times a number.
+    #[must_use]
+    pub fn scaled(&self, by: f64) -> Self {
+        Self::new(self.a.val().mul_scalar(by), self.b.val().mul_scalar(by))
+    }
+
+    /// The matrix itself, `[d_in, d_out]`.
+    pub fn product(&self) -> Tensor<2> {
+        self.a.val().matmul(self.b.val())
+    }
+}
+
 impl LoraLinear {
+    /// A layer whose update starts at these factors.
+    pub fn starting_at(lora: &Lora, site: &Site, base: Proj, start: Factors) -> Self {
+        Self {
+            a: start.a,
+            b: start.b,
+            b_bias: None,
+            start: None,
+            dropout: DropoutConfig::new(lora.dropout).init(),
+            scaling: lora.scaling_at(&site.path),
+            base,
+        }
+    }
+
+    /// The layer over a base that was left without what the update starts as.
+    pub(crate) fn over_the_rest(self) -> Self {
+        let frozen = |param: &Param<Tensor<2>>| {
+            Param::from_tensor(param.val().detach()).set_require_grad(false)
+        };
+        let (a, b) = (frozen(&self.a), frozen(&self.b));
+        let start = Some(Factors { a, b });
+        Self { start, ..self }
+    }
+
     pub(crate) fn new(lora: &Lora, site: &Site, base: Proj, init: &mut Init) -> Self {
         let rank = lora.rank_at(&site.path);
         let bias = lora.lora_bias.then(|| init.zeros([site.d_out]));
@@ -29,6 +84,7 @@ impl LoraLinear {
             a: Param::from_tensor(init.kaiming_uniform([site.d_in, rank], site.d_in)),
             b: Param::from_tensor(init.zeros([rank, site.d_out])),
             b_bias: bias.map(Param::from_tensor),
+            start: None,
             dropout: DropoutConfig::new(lora.dropout).init(),
             scaling: lora.scaling_at(&site.path),
             base,
@@ -39,6 +95,12 @@ impl LoraLinear {
     pub(crate) fn with_frozen_a(self) -> Self {
         let a = self.a.set_require_grad(false);
         Self { a, ..self }
+    }
+
+    /// The layer before this part was taken out of it.
+    fn whole(&self, part: &Factors, pass: &Pass<'_>) -> Dense {
+        let weight = self.base.weight(pass) + part.product().mul_scalar(self.scaling);
+        Dense::new(weight.detach(), self.base.bias()).no_grad()
     }
 
     /// What the update adds to every token, `[d_out]`.
@@ -75,11 +137,31 @@ impl Projection for LoraLinear {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
-    fn base(&self) -> Option<&Proj> {
-        Some(&self.base)
+    /// A weight that was split is put together again.
+    fn base(&self) -> Option<Proj> {
+        Some(match &self.start {
+            None => self.base.clone(),
+            Some(start) => Proj::new(self.whole(start, &Pass::new())),
+        })
     }
+
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
+    }
+
+    /// Plain LoRA of twice the rank over the whole weight: the start is put back into the base, and
+    /// taken off by the other half of the update.
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        let start = self.start.as_ref()?;
+        let a = Tensor::cat(vec![self.a.val(), start.a.val()], 1);
+        let b = Tensor::cat(vec![self.b.val(), start.b.val().neg()], 0);
+        Some(Proj::new(Self {
+            base: Proj::new(self.whole(start, pass)),
+            a: Param::from_tensor(a.detach()),
+            b: Param::from_tensor(b.detach()),
+            start: None,
+            ..self.clone()
+        }))
     }
 }
 

@@ -9,10 +9,19 @@ use crate::family::number;
 
 /// Reads `peft_type = "LORA"`, if it is the plain method.
 pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lora>, CoreError> {
-    if fields.peek("peft_type") != "LORA" || fields.peek("use_dora") == true {
+    let splits = ["pissa", "olora"]
+        .iter()
+        .any(|start| starts_with(fields, start));
+    if fields.peek("peft_type") != "LORA" || fields.peek("use_dora") == true || splits {
         return Ok(None);
     }
     read_fields(fields, geometry).map(Some)
+}
+
+/// Whether the update starts in the way of this name, or a variety of it.
+pub(crate) fn starts_with(fields: &Fields, name: &str) -> bool {
+    let start = fields.peek("init_lora_weights").as_str();
+    fields.peek("peft_type") == "LORA" && start.is_some_and(|start| start.starts_with(name))
 }
 
 /// Reads the fields that LoRA shares with its variants.

@@ -1,0 +1,141 @@
+//! Low-rank parts of a weight.
+//!
+//! They are found on the CPU, in the same way whatever the model's device, so that an adapter that
+//! was trained on one device is put back on another.
+
+use burn::linalg;
+use burn::tensor::{Device, Tensor};
+use peft_core::Init;
+
+use crate::lora::Factors;
+
+/// Sweeps a singular value may take; LAPACK allows 6 per singular value and column, and few need 3.
+const SWEEPS: usize = 100;
+/// Directions sought beyond the rank, which the rounds of the search are the more exact for.
+const OVERSAMPLING: usize = 8;
+
+/// The part of a matrix, `[d_in, d_out]`, that belongs to its `rank` largest singular values, the
+/// roots of which go to both factors.
+///
+/// With `rounds`, the directions are sought by that many rounds of subspace iteration (Halko et al.
+/// 2009) in place of the whole decomposition: the start is the same on every run, and nearly the
+/// best.
+pub fn principal(matrix: &Tensor<2>, rank: usize, rounds: Option<usize>) -> Factors {
+    let device = matrix.device();
+    let matrix = on_cpu(matrix);
+    let [d_in, d_out] = matrix.dims();
+    let width = rank + OVERSAMPLING;
+    let (u, s, vt) = match rounds {
+        Some(rounds) if width < d_in.min(d_out) => sought(matrix, width, rounds),
+        _ => linalg::svd::<2, 1>(matrix, SWEEPS),
+    };
+    let roots = s.narrow(0, 0, rank).sqrt();
+    let a = u.narrow(1, 0, rank) * roots.clone().unsqueeze();
+    let b = vt.narrow(0, 0, rank) * roots.unsqueeze_dim(1);
+    factors(a, b, &device)
+}
+
+/// The projection of a matrix, `[d_in, d_out]`, onto the space of its first `rank` rows: an
+/// orthonormal basis of that space, and the matrix in it. This is the head of the QR decomposition
+/// of the transposed matrix.
+pub(crate) fn first_rows(matrix: &Tensor<2>, rank: usize) -> Factors {
+    let device = matrix.device();
+    let matrix = on_cpu(matrix);
+    let (basis, _) = linalg::qr(matrix.clone().narrow(0, 0, rank).transpose(), true);
+    let a = matrix.matmul(basis.clone());
+    factors(a, basis.transpose(), &device)
+}
+
+fn sought(matrix: Tensor<2>, width: usize, rounds: usize) -> (Tensor<2>, Tensor<1>, Tensor<2>) {
+    let basis = |matrix: Tensor<2>| linalg::qr(matrix, true).0;
+    // Directions of its own seed: those of a trial's would have to be kept with the adapter.
+    let [_, d_out] = matrix.dims();
+    let drawn = Init::new(0, &matrix.device()).normal([d_out, width], 1.0);
+    let mut q = basis(matrix.clone().matmul(drawn));
+    for _ in 0..rounds {
+        let across = basis(matrix.clone().transpose().matmul(q));
+        q = basis(matrix.clone().matmul(across));
+    }
+    let (u, s, vt) = linalg::svd::<2, 1>(q.clone().transpose().matmul(matrix), SWEEPS);
+    (q.matmul(u), s, vt)
+}
+
+fn on_cpu(matrix: &Tensor<2>) -> Tensor<2> {
+    let data = matrix.clone().detach().into_data().convert::<f32>();
+    Tensor::from_data(data, &Device::flex())
+}
+
+fn factors(a: Tensor<2>, b: Tensor<2>, device: &Device) -> Factors {
+    let moved = |factor: Tensor<2>| Tensor::from_data(factor.into_data(), device);
+    Factors::new(moved(a), moved(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::testing::largest;
+    use peft_core::contract::random;
+
+    /// A matrix of known singular values, largest first.
+    fn matrix(d_in: usize, d_out: usize, values: &[f32]) -> Tensor<2> {
+        let device = Device::flex();
+        let basis = |width| {
+            let (q, _) = linalg::qr(random([width, values.len()], &device), true);
+            q
+        };
+        let values = Tensor::<1>::from_data(values, &device);
+        (basis(d_in) * values.unsqueeze()).matmul(basis(d_out).transpose())
+    }
+
+    fn error(matrix: &Tensor<2>, part: &Factors) -> f32 {
+        let rest = matrix.clone() - part.product();
+        rest.square().sum().sqrt().into_scalar()
+    }
+
+    #[test]
+    fn what_is_left_has_the_norm_of_the_smaller_singular_values() {
+        for (d_in, d_out) in [(9, 9), (20, 7), (7, 20)] {
+            let matrix = matrix(d_in, d_out, &[5.0, 4.0, 3.0, 2.0, 1.0]);
+            let found = error(&matrix, &principal(&matrix, 3, None));
+            assert!((found - 5f32.sqrt()).abs() < 1e-4, "{found}");
+        }
+    }
+
+    #[test]
+    fn both_factors_hold_the_roots_of_the_singular_values() {
+        let part = principal(&matrix(8, 6, &[9.0, 4.0, 1.0]), 2, None);
+        let squares = |factor: Tensor<2>, dim| factor.square().sum_dim(dim).into_data();
+        let (a, b) = (squares(part.a.val(), 0), squares(part.b.val(), 1));
+        let found: Vec<f32> = a.iter::<f32>().chain(b.iter::<f32>()).collect();
+        for (found, expected) in found.iter().zip([9.0, 4.0, 9.0, 4.0]) {
+            assert!((found - expected).abs() < 1e-4, "{found}");
+        }
+    }
+
+    #[test]
+    fn a_few_rounds_find_nearly_the_best_part_and_the_same_each_time() {
+        let matrix = random([60, 40], &Device::flex());
+        let best = error(&matrix, &principal(&matrix, 4, None));
+        let (none, six) = (
+            principal(&matrix, 4, Some(0)),
+            principal(&matrix, 4, Some(6)),
+        );
+        let found = error(&matrix, &six);
+        assert!(found < 1.002 * best && found <= error(&matrix, &none));
+        let again = principal(&matrix, 4, Some(6));
+        assert_eq!(again.a.val().into_data(), six.a.val().into_data());
+    }
+
+    #[test]
+    fn the_first_rows_are_taken_out_whole() {
+        let matrix = random([9, 6], &Device::flex());
+        let part = first_rows(&matrix, 2);
+        let rest = matrix - part.product();
+        assert!(largest(rest.clone().narrow(0, 0, 2)) < 1e-5);
+        // What is left is orthogonal to the basis, which is orthonormal.
+        let b = part.b.val();
+        assert!(largest(rest.matmul(b.clone().transpose())) < 1e-5);
+        let gram = b.clone().matmul(b.transpose());
+        assert!(largest(gram - Tensor::eye(2, &Device::flex())) < 1e-5);
+    }
+}
