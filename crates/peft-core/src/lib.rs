@@ -20,6 +20,7 @@ pub mod geometry;
 pub mod host;
 pub mod init;
 pub mod lookup;
+pub mod memory;
 pub mod method;
 pub mod packed;
 pub mod pass;
@@ -42,6 +43,7 @@ pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters, 
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
+pub use memory::Memory;
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};

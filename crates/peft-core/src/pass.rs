@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::tensor::{Int, Tensor};
 
 use crate::erased::{DynModule, Holder};
+use crate::memory::Memory;
 use crate::projection::short_type_name;
 
 /// What layers may know of the tokens of a pass.
@@ -28,6 +29,7 @@ pub struct Pass<'a> {
     shared: Option<&'a SharedSlot>,
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
+    memory: Option<Memory>,
 }
 
 impl<'a> Pass<'a> {
@@ -42,6 +44,29 @@ impl<'a> Pass<'a> {
             shared,
             ..Self::default()
         }
+    }
+
+    /// The pass with what layers kept of the passes before it, over the same texts.
+    #[must_use]
+    pub fn with_memory(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// What was kept of the texts' earlier tokens; see [`Pass::keep`]. Without a memory nothing is.
+    pub fn recall(&self, owner: ParamId, place: usize) -> Option<Tensor<3>> {
+        self.memory.as_ref()?.recall((owner, place))
+    }
+
+    /// Keeps a tensor for the next pass over the same texts, where there will be one: `owner` is a
+    /// parameter of the module it belongs to, `place` tells its places in the model apart.
+    pub fn keep(&self, owner: ParamId, place: usize, value: Tensor<3>) {
+        if let Some(memory) = &self.memory {
+            memory.keep((owner, place), value);
+        }
+    }
+
+    pub(crate) fn memory(&self) -> Option<Memory> {
+        self.memory.clone()
     }
 
     /// The state shared across layers.
