@@ -242,6 +242,7 @@ impl<'a> Decoder<'a> {
             positions,
             mask,
             tasks: self.next.tasks.take(),
+            perturbation: None,
         };
     }
 }
