@@ -49,7 +49,7 @@ impl Default for Hyper {
             hidden: 128,
             non_linearity: Activation::GeluTanh,
             dropout: 0.0,
-            layer_norm: false,
+            layer_norm: true,
             interpolate: None,
         }
     }
@@ -81,10 +81,10 @@ impl Hyper {
 impl MethodConfig for Hyper {
     const INFO: MethodInfo = MethodInfo {
         kind: "hyper",
-        name: "HyperFormer++",
+        name: "HyperFormer",
         paper: "Karimi Mahabadi et al. 2021, arXiv 2106.04489",
         seam: "sublayers: attention, feed-forward; shared state",
-        formula: "(n + L + 2) e + (4 e + 1) h + 3 e + (e + 1) (2 m d + d + m), once",
+        formula: "(n + L + 2) e + (4 e + 1) h + 3 e + (e + 1) (2 m d + 3 d + m), once",
         start: Start::Identity,
         mergeable: false,
         size_key: Some("bottleneck"),
@@ -101,14 +101,11 @@ impl MethodConfig for Hyper {
             small.clone(),
             Self {
                 tasks: 3,
+                layer_norm: false,
                 interpolate: Some(vec![0.3, 0.7, -0.1]),
                 ..small.clone()
             },
-            Self {
-                tasks: 2,
-                layer_norm: true,
-                ..small
-            },
+            Self { tasks: 2, ..small },
         ]
     }
 }

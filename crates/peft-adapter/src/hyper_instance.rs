@@ -146,14 +146,7 @@ impl TextHyperNet {
     fn mean(&self, x: Tensor<3>, place: Place, pass: &Pass<'_>) -> Tensor<3> {
         let [batch, seq, d] = x.dims();
         let text = pass.text();
-        let mask = match text.mask {
-            // The mask begins with the tokens of a cache.
-            Some(mask) => {
-                let [_, keys] = mask.dims();
-                mask.narrow(1, keys - seq, seq).unsqueeze_dim(2)
-            }
-            None => Tensor::<3>::ones([batch, seq, 1], &x.device()),
-        };
+        let mask = text.real_tokens([batch, seq], &x.device());
         // The last feature counts the tokens.
         let marked = Tensor::cat(vec![x * mask.clone(), mask], 2);
         let sums = match self.causal {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use burn::module::{Module, ParamId};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{DynModule, Holder};
 use crate::memory::Memory;
@@ -18,6 +18,20 @@ pub struct Text {
     pub seen: usize,
     /// The number of the task that every row belongs to, `[batch]`; none where all are of task 0.
     pub tasks: Option<Tensor<1, Int>>,
+}
+
+impl Text {
+    /// 1 at the real tokens among those of the pass, 0 at padding, `[batch, sequence, 1]`.
+    pub fn real_tokens(&self, [batch, seq]: [usize; 2], device: &Device) -> Tensor<3> {
+        match &self.mask {
+            // The mask begins with the tokens of a cache.
+            Some(mask) => {
+                let [_, keys] = mask.dims();
+                mask.clone().narrow(1, keys - seq, seq).unsqueeze_dim(2)
+            }
+            None => Tensor::ones([batch, seq, 1], device),
+        }
+    }
 }
 
 /// Context of one forward pass: state shared across layers, and losses that layers add.

@@ -78,7 +78,12 @@ macro_rules! host {
 }
 
 host!(GptHost, |init| {
-    Model::random_gpt2(Gpt2Config::new(31, 16, 12, 2, 2), init).unwrap()
+    // Weights large enough for what a method adds to the attention alone to show.
+    let config = Gpt2Config {
+        initializer_range: 0.1,
+        ..Gpt2Config::new(31, 16, 12, 2, 2)
+    };
+    Model::random_gpt2(config, init).unwrap()
 });
 host!(BertHost, |init| {
     let config = serde_json::json!({
@@ -219,8 +224,15 @@ macro_rules! mistral_contract {
 
 #[test]
 fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
-    use peft_adapter::{LoReft, PTuning, Prefix, PromptTuning};
-    mistral_contract!(Prefix, PromptTuning, PTuning, LoReft, peft_lora::Lora);
+    use peft_adapter::{AdaptionPrompt, LoReft, PTuning, Prefix, PromptTuning};
+    mistral_contract!(
+        AdaptionPrompt,
+        Prefix,
+        PromptTuning,
+        PTuning,
+        LoReft,
+        peft_lora::Lora
+    );
 }
 
 /// The methods that train the packed matrices themselves, or bring their own storage.

@@ -111,7 +111,7 @@ pub(super) struct BlendAttend {
 }
 
 impl Attend for BlendAttend {
-    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
         mixed(heads.clone().attend(), &self.parts, |p| {
             AttendSlot::apply(Some(&p.module), heads.clone(), &p.pass(pass))
         })
