@@ -208,6 +208,12 @@ impl Layer {
             v: self.value.forward(x.clone(), pass),
             key_mask: mask.cloned(),
             spec: self.spec,
+            keys_and_values: &|x| {
+                (
+                    self.key.forward(x.clone(), pass),
+                    self.value.forward(x, pass),
+                )
+            },
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         let output = self.output.forward(attended, pass);

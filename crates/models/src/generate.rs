@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use peft_core::Adapted;
+use peft_core::{Adapted, Memory};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -122,6 +122,7 @@ struct Decoder<'a> {
     generation: &'a Generation,
     device: &'a Device,
     cache: Cache,
+    memory: Memory,
     rngs: Vec<ChaCha8Rng>,
     next: Batch,
     /// Mask of all tokens so far, row by row.
@@ -161,6 +162,7 @@ impl<'a> Decoder<'a> {
             generation,
             device,
             cache: Cache::new(),
+            memory: Memory::new(),
             rngs: (0..prompts.len()).map(rng).collect(),
             next: Batch::new(prompts, 0, Side::Left, positions, device),
             masks: prompts.iter().map(mask).collect(),
@@ -195,7 +197,7 @@ impl<'a> Decoder<'a> {
 
     /// Runs the model on the newest tokens and chooses the next of every row.
     fn choose(&mut self) -> Vec<u32> {
-        let pass = self.adapted.pass();
+        let pass = self.adapted.pass().with_memory(Some(self.memory.clone()));
         let hidden = self
             .adapted
             .host

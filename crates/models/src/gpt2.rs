@@ -344,6 +344,10 @@ impl Block {
             v,
             key_mask: mask.cloned(),
             spec: self.spec,
+            keys_and_values: &|x| {
+                let qkv = self.c_attn.forward(x, pass);
+                (qkv.clone().narrow(2, d, d), qkv.narrow(2, 2 * d, d))
+            },
         };
         self.c_proj
             .forward(AttendSlot::apply(self.attend.as_ref(), heads, pass), pass)

@@ -243,6 +243,14 @@ impl Block {
             v,
             key_mask: context.mask.cloned(),
             spec: self.spec,
+            keys_and_values: &|x| {
+                let k = self.k_proj.forward(x.clone(), pass);
+                let k = match &self.head_norms {
+                    Some(norms) => norms.k_norm.forward_heads(k),
+                    None => k,
+                };
+                (k, self.v_proj.forward(x, pass))
+            },
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         self.o_proj.forward(attended, pass)

@@ -21,7 +21,7 @@ pub struct AdapterPlusKind;
 impl Kind for AdapterPlusKind {
     const INFO: MethodInfo = MethodInfo {
         kind: "adapter_plus",
-        name: "Adapter+",
+        name: "AdapterPlus",
         paper: "Steitz and Roth 2024, arXiv 2406.06820",
         seam: "whole layer",
         formula: "2 m d + 2 d + m per layer",

@@ -238,7 +238,7 @@ impl PrefixAttention {
 }
 
 impl Attend for PrefixAttention {
-    fn forward(&self, heads: Heads, _pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, heads: Heads<'_>, _pass: &Pass<'_>) -> Tensor<3> {
         heads
             .with_prefix(self.keys.val(), self.values.val())
             .attend()

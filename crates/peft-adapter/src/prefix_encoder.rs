@@ -123,7 +123,7 @@ impl ProjectedPrefix {
 }
 
 impl Attend for ProjectedPrefix {
-    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let (keys, values) = self.prefix(pass);
         heads.with_prefix(keys, values).attend()
     }

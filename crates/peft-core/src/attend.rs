@@ -10,7 +10,7 @@ use crate::projection::short_type_name;
 
 /// Queries, keys and values of one attention layer, heads side by side in the last axis.
 #[derive(Clone)]
-pub struct Heads {
+pub struct Heads<'a> {
     /// `[batch, queries, heads * d_head]`
     pub q: Tensor<3>,
     /// `[batch, keys, kv_heads * d_head]`
@@ -21,9 +21,12 @@ pub struct Heads {
     pub key_mask: Option<Tensor<2>>,
     /// Number of heads, scale, causality, window.
     pub spec: AttentionSpec,
+    /// The keys and values that the layer makes of other states, `[batch, n, d]`: its own
+    /// projections, without positions.
+    pub keys_and_values: &'a dyn Fn(Tensor<3>) -> (Tensor<3>, Tensor<3>),
 }
 
-impl Heads {
+impl Heads<'_> {
     /// Scaled dot-product attention, `[batch, queries, heads * d_head]`.
     pub fn attend(self) -> Tensor<3> {
         kernels::attention(self.q, self.k, self.v, &self.spec, self.key_mask)
@@ -51,7 +54,7 @@ impl Heads {
 /// Replaces the attention core of a layer.
 pub trait Attend: Module + 'static {
     /// Attention output, `[batch, queries, heads * d_head]`.
-    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3>;
 
     /// The same without what only training needs, where it has such a part; it reads nothing of a
     /// pass.
@@ -67,7 +70,7 @@ pub trait DynAttend: DynModule {
     #[doc(hidden)]
     fn describe(&self) -> String;
     #[doc(hidden)]
-    fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3>;
+    fn run(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3>;
     #[doc(hidden)]
     fn settle(&self, pass: &Pass<'_>) -> Option<AttendSlot>;
 }
@@ -79,7 +82,7 @@ impl<A: Attend> DynAttend for Holder<A> {
     fn describe(&self) -> String {
         short_type_name::<A>().into()
     }
-    fn run(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+    fn run(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
         self.get().forward(heads, pass)
     }
     fn settle(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
@@ -105,7 +108,7 @@ impl AttendSlot {
     }
 
     /// The slot's attention if there is one, plain attention otherwise.
-    pub fn apply(slot: Option<&Self>, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+    pub fn apply(slot: Option<&Self>, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
         match slot {
             Some(attend) => attend.0.run(heads, pass),
             None => heads.attend(),

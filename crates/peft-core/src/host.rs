@@ -323,7 +323,7 @@ impl Surgeon for Fitter<'_> {
         self.method.tap(layer, role, self.geometry.width, self.init)
     }
     fn attend(&mut self, layer: usize, _old: Option<AttendSlot>) -> Option<AttendSlot> {
-        self.method.attend(layer, self.geometry.kv_width, self.init)
+        self.method.attend_in(layer, self.geometry, self.init)
     }
     fn lookup(&mut self, _old: Option<LookupSlot>) -> Option<LookupSlot> {
         let table = &self.geometry.table;

@@ -21,6 +21,7 @@ pub mod geometry;
 pub mod host;
 pub mod init;
 pub mod lookup;
+pub mod memory;
 pub mod method;
 mod omit;
 pub mod packed;
@@ -49,6 +50,7 @@ pub use host::{
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
+pub use memory::Memory;
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, Store};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};

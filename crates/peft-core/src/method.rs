@@ -72,6 +72,11 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What replaces a layer's attention core, for a method that must know the model's shape.
+    fn attend_in(&self, layer: usize, geometry: &Geometry, init: &mut Init) -> Option<AttendSlot> {
+        self.attend(layer, geometry.kv_width, init)
+    }
+
     /// What sits on the token embedding.
     fn lookup(&self, _table: &Table, _init: &mut Init) -> Option<LookupSlot> {
         None

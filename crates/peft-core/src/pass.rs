@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::module::{Module, ParamId};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::erased::{DynModule, Holder};
+use crate::memory::Memory;
 use crate::projection::short_type_name;
 
 /// What layers may know of the tokens of a pass.
@@ -19,6 +20,20 @@ pub struct Text {
     pub tasks: Option<Tensor<1, Int>>,
 }
 
+impl Text {
+    /// 1 at the real tokens among those of the pass, 0 at padding, `[batch, sequence, 1]`.
+    pub fn real_tokens(&self, [batch, seq]: [usize; 2], device: &Device) -> Tensor<3> {
+        match &self.mask {
+            // The mask begins with the tokens of a cache.
+            Some(mask) => {
+                let [_, keys] = mask.dims();
+                mask.clone().narrow(1, keys - seq, seq).unsqueeze_dim(2)
+            }
+            None => Tensor::ones([batch, seq, 1], device),
+        }
+    }
+}
+
 /// Context of one forward pass: state shared across layers, and losses that layers add.
 #[derive(Default)]
 #[non_exhaustive]
@@ -28,6 +43,7 @@ pub struct Pass<'a> {
     shared: Option<&'a SharedSlot>,
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
+    memory: Option<Memory>,
 }
 
 impl<'a> Pass<'a> {
@@ -42,6 +58,29 @@ impl<'a> Pass<'a> {
             shared,
             ..Self::default()
         }
+    }
+
+    /// The pass with what layers kept of the passes before it, over the same texts.
+    #[must_use]
+    pub fn with_memory(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// What was kept of the texts' earlier tokens; see [`Pass::keep`]. Without a memory nothing is.
+    pub fn recall(&self, owner: ParamId, place: usize) -> Option<Tensor<3>> {
+        self.memory.as_ref()?.recall((owner, place))
+    }
+
+    /// Keeps a tensor for the next pass over the same texts, where there will be one: `owner` is a
+    /// parameter of the module it belongs to, `place` tells its places in the model apart.
+    pub fn keep(&self, owner: ParamId, place: usize, value: Tensor<3>) {
+        if let Some(memory) = &self.memory {
+            memory.keep((owner, place), value);
+        }
+    }
+
+    pub(crate) fn memory(&self) -> Option<Memory> {
+        self.memory.clone()
     }
 
     /// The state shared across layers.

@@ -162,6 +162,12 @@ impl ToyLayer {
             v: self.value.forward(h, pass),
             key_mask: None,
             spec,
+            keys_and_values: &|x| {
+                (
+                    self.key.forward(x.clone(), pass),
+                    self.value.forward(x, pass),
+                )
+            },
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         let output = self.output.forward(attended, pass);

@@ -1,6 +1,7 @@
 //! The contract of every method on real architectures, and what the registry itself promises.
 
 use super::*;
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
 use peft_core::contract::{self, ContractHost, Setting};
@@ -77,7 +78,12 @@ macro_rules! host {
 }
 
 host!(GptHost, |init| {
-    Model::random_gpt2(Gpt2Config::new(31, 16, 12, 2, 2), init).unwrap()
+    // Weights large enough for what a method adds to the attention alone to show.
+    let config = Gpt2Config {
+        initializer_range: 0.1,
+        ..Gpt2Config::new(31, 16, 12, 2, 2)
+    };
+    Model::random_gpt2(config, init).unwrap()
 });
 host!(BertHost, |init| {
     let config = serde_json::json!({
@@ -142,6 +148,42 @@ fn every_method_keeps_the_contract_on_gpt2() {
     with_methods!(gpt2_contract);
 }
 
+#[test]
+fn texts_generated_token_by_token_are_those_of_whole_passes() {
+    let methods: Vec<_> = Registry::builtin().0;
+    for entry in methods {
+        let method = Registry::builtin()
+            .parse(entry.info.kind, &entry.example())
+            .unwrap();
+        let mut init = Init::new(3, &Device::flex().autodiff());
+        let config = Gpt2Config::new(31, 40, 12, 2, 2);
+        let base = Model::random_gpt2(config, &mut init).unwrap();
+        let model = peft_core::adapt(base, &*method, None, &mut init).unwrap();
+        let model = contract::perturbed(model, 0.5).valid();
+        let prompts: [&[u32]; 2] = [&[1, 5, 2], &[7, 9, 11, 30, 4]];
+        let generation = models::Generation {
+            max_new_tokens: 6,
+            eos: Vec::new(),
+            choice: models::Choice::Greedy,
+        };
+        let texts = models::generate(&model, &prompts, &generation, &Device::flex());
+        for (prompt, text) in prompts.into_iter().zip(texts) {
+            let ids: Vec<u32> = prompt.iter().chain(&text).copied().collect();
+            let (rows, mask) = (ids.len(), vec![1.0; ids.len()]);
+            let positions = model.host.positions();
+            let batch = models::Batch::from_parts(ids, mask, 1, positions, &Device::flex());
+            let logits = models::logits(&model, &batch);
+            // Virtual tokens stand in front.
+            let first = logits.dims()[1] - rows + prompt.len() - 1;
+            let logits = logits.narrow(1, first, text.len());
+            let whole = logits.argmax(2).into_data().convert::<i64>();
+            let whole: Vec<i64> = whole.try_to_vec().unwrap();
+            let text: Vec<i64> = text.into_iter().map(i64::from).collect();
+            assert_eq!(text, whole, "{}", entry.info.kind);
+        }
+    }
+}
+
 macro_rules! bert_contract {
     ($($method:ty),* $(,)?) => {
         $(contract_on::<$method, BertHost>(&Setting::dense(Device::flex()));)*
@@ -182,8 +224,15 @@ macro_rules! mistral_contract {
 
 #[test]
 fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
-    use peft_adapter::{LoReft, PTuning, Prefix, PromptTuning};
-    mistral_contract!(Prefix, PromptTuning, PTuning, LoReft, peft_lora::Lora);
+    use peft_adapter::{AdaptionPrompt, LoReft, PTuning, Prefix, PromptTuning};
+    mistral_contract!(
+        AdaptionPrompt,
+        Prefix,
+        PromptTuning,
+        PTuning,
+        LoReft,
+        peft_lora::Lora
+    );
 }
 
 /// The methods that train the packed matrices themselves, or bring their own storage.

@@ -21,7 +21,7 @@ pub(super) struct Weighted<S: Module> {
 impl<S: Module> Weighted<S> {
     /// The pass as the adapter alone would see it.
     fn pass(&self, outer: &Pass<'_>) -> Pass<'_> {
-        let mut pass = Pass::with_shared(self.shared.as_ref());
+        let mut pass = Pass::with_shared(self.shared.as_ref()).with_memory(outer.memory());
         pass.position_offset = outer.position_offset;
         pass.see(outer.text());
         pass
@@ -111,7 +111,7 @@ pub(super) struct BlendAttend {
 }
 
 impl Attend for BlendAttend {
-    fn forward(&self, heads: Heads, pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
         mixed(heads.clone().attend(), &self.parts, |p| {
             AttendSlot::apply(Some(&p.module), heads.clone(), &p.pass(pass))
         })
