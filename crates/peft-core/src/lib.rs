@@ -44,7 +44,7 @@ pub use host::{
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
-pub use method::{Method, MethodConfig, MethodInfo, Start, Storage};
+pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, VirtualTokens};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};
 pub use projection::{Dense, Proj, Projection};

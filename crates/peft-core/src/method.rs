@@ -76,6 +76,14 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         0
     }
 
+    /// The virtual tokens that every text gets, for predictions of work and memory.
+    fn virtual_tokens(&self) -> VirtualTokens {
+        VirtualTokens {
+            body: self.position_offset(),
+            keys: 0,
+        }
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false
@@ -105,6 +113,15 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     fn adapter_hub(&self, _geometry: &Geometry, _name: &str) -> Option<Foreign> {
         None
     }
+}
+
+/// Virtual tokens of a method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualTokens {
+    /// Those that go through all layers before the text.
+    pub body: usize,
+    /// Those that stand only among the keys and values of every layer.
+    pub keys: usize,
 }
 
 /// A method's configuration as a study file spells it.
