@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod adapter;
 pub mod adapters;
+pub mod adversarial;
 pub mod batching;
 pub mod cli;
 pub mod completion;
@@ -18,8 +19,10 @@ pub mod execute;
 pub mod fixed;
 pub mod flops;
 pub mod hub;
+pub mod layer_drop;
 pub mod memory;
 mod plain;
+pub mod plan;
 pub mod pretrain;
 pub mod process;
 pub mod progress;

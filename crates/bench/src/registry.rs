@@ -19,6 +19,7 @@ macro_rules! with_methods {
             peft_adapter::Houlsby,
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
+            peft_adapter::AdapterPlus,
             peft_adapter::Compacter,
             peft_adapter::CompacterPlus,
             peft_adapter::Prefix,

@@ -234,9 +234,11 @@ fn name(
         Some(size) if size.name == "rank" => format!("{family} r{}", size.value),
         Some(size) => format!("{family} {}", size.value),
     };
-    let slug = label
-        .to_lowercase()
-        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    // `(IA)^3` to `ia-3`, `Compacter++ 4` to `compacterpp-4`.
+    let spelt = label.to_lowercase().replace('+', "p");
+    let words = spelt.split(|c: char| !c.is_ascii_alphanumeric());
+    let slug = words.filter(|word| !word.is_empty()).collect::<Vec<_>>();
+    let slug = slug.join("-");
     Sized {
         label,
         family,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use peft_core::Host;
 
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Prepared};
@@ -21,6 +22,9 @@ pub struct Evaluate {
     /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Leave the adapter out of so many layers, the lowest first.
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = 0)]
+    drop_layers: usize,
     #[command(flatten)]
     storage: StorageArgs,
     /// Print JSON.
@@ -51,6 +55,13 @@ impl Evaluate {
             );
         }
         let model = adapters.into_last();
+        let layers = model.host.geometry().layers;
+        anyhow::ensure!(
+            self.drop_layers <= layers,
+            "`--drop-layers` is {}, expected at most {layers}, the model's layers",
+            self.drop_layers
+        );
+        let model = model.without_layers(&(0..self.drop_layers).collect());
         let evaluator = Evaluator {
             task: &study.task,
             data: &data,
