@@ -1,24 +1,26 @@
 //! A task's examples, tokenised.
 
 mod encode;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
+use models::Loaded;
 use report::record::DataInfo;
 use tasks::chat_template::ChatTemplate;
 use tasks::layout::Layout;
-use tasks::read::{Table, parse, read, sha256};
-use tasks::scenario::Scenario;
+use tasks::read::sha256;
 use tasks::split::{Example as _, Splits, subsample};
 use tokenizers::Tokenizer;
 
 use crate::source;
-use crate::study::{DataSource, Limit, Task};
+use crate::study::{Limit, Task};
 
 use encode::{Encoded, encode};
+pub use tables::{Tables, tables};
 
 /// One example as the model takes it.
 #[derive(Clone, Debug)]
@@ -49,6 +51,16 @@ pub enum Target {
     Class(usize),
 }
 
+impl Example {
+    /// The tokens before the (last) answer; all of them where a class is the answer.
+    pub fn prompt(&self) -> &[u32] {
+        match self.target {
+            Target::Completion(start) | Target::Parts { answer: start, .. } => &self.ids[..start],
+            Target::Class(_) => &self.ids,
+        }
+    }
+}
+
 /// A task's data.
 pub struct Data {
     /// The three splits.
@@ -65,83 +77,50 @@ pub struct Data {
     pub warnings: Vec<String>,
 }
 
+impl Data {
+    /// Tokens of the longest example to learn from.
+    pub fn longest(&self) -> usize {
+        let lengths = self.splits.train.iter().map(|example| example.ids.len());
+        lengths.max().unwrap_or(0)
+    }
+
+    /// Refuses examples and answers that do not fit the positions of a model, `virtual_tokens` of
+    /// which a method takes.
+    ///
+    /// # Errors
+    /// If the longest does not fit.
+    pub fn check_positions(
+        &self,
+        task: &Task,
+        virtual_tokens: usize,
+        positions: usize,
+    ) -> Result<()> {
+        let splits = &self.splits;
+        let examples = || splits.train.iter().chain(&splits.dev).chain(&splits.test);
+        let longest = examples().map(|e| e.ids.len()).max().unwrap_or(0);
+        ensure!(
+            longest + virtual_tokens <= positions,
+            "examples of up to {longest} tokens and {virtual_tokens} virtual ones do not fit the \
+             model's {positions} positions; lower `max_length` or `num_virtual_tokens`"
+        );
+        let Task::Completion { max_new_tokens, .. } = task else {
+            return Ok(());
+        };
+        let asked = splits.dev.iter().chain(&splits.test);
+        let prompt = asked.map(|e| e.prompt().len()).max().unwrap_or(0);
+        ensure!(
+            prompt + max_new_tokens + virtual_tokens <= positions,
+            "prompts of up to {prompt} tokens, {max_new_tokens} new ones and {virtual_tokens} \
+             virtual ones do not fit the model's {positions} positions; lower `max_length`, \
+             `max_new_tokens` or `num_virtual_tokens`"
+        );
+        Ok(())
+    }
+}
+
 impl tasks::split::Example for Example {
     fn input(&self) -> &str {
         &self.input
-    }
-}
-
-/// The task's rows, before they meet a tokenizer.
-pub struct Tables {
-    splits: [(&'static str, Table); 3],
-}
-
-/// Reads or generates the task's rows.
-///
-/// # Errors
-/// If a file cannot be read; the error names file and line.
-pub fn tables(task: &Task) -> Result<Tables> {
-    let (Task::Completion { data, .. } | Task::Classification { data, .. }) = task;
-    let names = ["train", "dev", "test"];
-    let tables = match data {
-        DataSource::Scenario(source) => {
-            let scenario = Scenario::generate(source.scenario, &source.sizes)?;
-            let parts = [&scenario.train, &scenario.dev, &scenario.test];
-            let table = |(name, rows): (&str, &Vec<tasks::scenario::LmRow>)| -> Result<Table> {
-                let lines: Vec<_> = rows
-                    .iter()
-                    .map(serde_json::to_string)
-                    .collect::<Result<_, _>>()?;
-                let (path, text) = (format!("scenario/{name}.jsonl"), lines.join("\n"));
-                Ok(parse(
-                    Path::new(&path),
-                    text.as_bytes(),
-                    tasks::read::Format::Jsonl,
-                    None,
-                )?)
-            };
-            names
-                .into_iter()
-                .zip(parts)
-                .map(table)
-                .collect::<Result<Vec<_>>>()?
-        }
-        DataSource::Files(files) => [&files.train, &files.dev, &files.test]
-            .into_iter()
-            .map(|path| Ok(read(Path::new(path), &files.read)?))
-            .collect::<Result<Vec<_>>>()?,
-    };
-    let mut tables = tables.into_iter();
-    let splits = names.map(|name| (name, tables.next().expect("three splits")));
-    Ok(Tables { splits })
-}
-
-impl Tables {
-    /// SHA-256 of each split.
-    pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        self.splits
-            .iter()
-            .map(|(name, table)| (name.to_string(), table.sha256.clone()))
-            .collect()
-    }
-
-    /// The class names of a classification task, empty for completions.
-    ///
-    /// # Errors
-    /// If the labels make no classification.
-    pub fn labels(&self, task: &Task) -> Result<Vec<String>> {
-        let Task::Classification { label, labels, .. } = task else {
-            return Ok(Vec::new());
-        };
-        let train = &self.splits[0].1;
-        Ok(match labels {
-            Some(names) => tasks::classify::Labels::new(names.clone())?
-                .names()
-                .to_vec(),
-            None => tasks::classify::Labels::collect(train, label)?
-                .names()
-                .to_vec(),
-        })
     }
 }
 
@@ -228,7 +207,7 @@ pub fn chat_fingerprint(task: &Task, folder: &Path) -> Result<Option<String>> {
 /// Everything a trial needs of its task.
 pub struct Prepared {
     /// The base model.
-    pub loaded: models::Loaded,
+    pub loaded: Loaded,
     /// The examples.
     pub data: Data,
     /// The model's tokenizer.
@@ -247,29 +226,36 @@ pub fn prepare(
     device: &burn::tensor::Device,
 ) -> Result<Prepared> {
     let tables = tables(task)?;
-    let labels = tables.labels(task)?;
-    let classes = (!labels.is_empty()).then_some(labels.len());
     let mut init = peft_core::Init::new(seed, device);
-    let loaded = source::load(folder, classes, &mut init)
-        .with_context(|| format!("cannot load the base model `{}`", folder.display()))?;
-    let tokenizer = source::tokenizer(folder, &loaded.model)?;
-    let chat = chat_template(task, folder)?;
-    let encoded = encode(
-        &tables,
-        task,
-        &loaded.model,
-        source::eos(&loaded.config, &tokenizer),
-        &tokenizer,
-        chat,
-    )?;
-    let (Task::Completion { limit, .. } | Task::Classification { limit, .. }) = task;
-    let data = assemble(encoded, &tables, limit);
-    if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
-        anyhow::bail!("the example `{}` has no tokens", example.input());
-    }
+    let loaded = tables.base(task, folder, &mut init)?;
+    let (data, tokenizer) = examples(task, folder, &tables, &loaded)?;
     Ok(Prepared {
         loaded,
         data,
         tokenizer,
     })
+}
+
+/// The task's examples for a model that was read from this folder, and its tokenizer.
+///
+/// # Errors
+/// If the tokenizer cannot be read, or a row is not what the task asks for; the error names file
+/// and line.
+pub fn examples(
+    task: &Task,
+    folder: &Path,
+    tables: &Tables,
+    loaded: &Loaded,
+) -> Result<(Data, Tokenizer)> {
+    encode::check(task, &loaded.model)?;
+    let tokenizer = source::tokenizer(folder, &loaded.model)?;
+    let chat = chat_template(task, folder)?;
+    let eos = source::eos(&loaded.config, &tokenizer);
+    let encoded = encode(tables, task, eos, &tokenizer, chat)?;
+    let (Task::Completion { limit, .. } | Task::Classification { limit, .. }) = task;
+    let data = assemble(encoded, tables, limit);
+    if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
+        anyhow::bail!("the example `{}` has no tokens", example.input());
+    }
+    Ok((data, tokenizer))
 }

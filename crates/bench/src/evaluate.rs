@@ -143,7 +143,7 @@ impl Evaluator<'_> {
         };
         let mut answers = vec![String::new(); examples.len()];
         for indices in by_length(examples, self.batch_size) {
-            let prompts: Vec<&[u32]> = indices.iter().map(|i| prompt(&examples[*i])).collect();
+            let prompts: Vec<&[u32]> = indices.iter().map(|i| examples[*i].prompt()).collect();
             let texts = generate(model, &prompts, &generation, &self.device);
             for (index, tokens) in indices.into_iter().zip(texts) {
                 let text = self.tokenizer.decode(&tokens, true).unwrap_or_default();
@@ -196,14 +196,6 @@ fn until(mut text: String, stop: Option<&str>) -> String {
         text.truncate(end);
     }
     text
-}
-
-/// The tokens of an example before its completion.
-fn prompt(example: &Example) -> &[u32] {
-    match example.target {
-        Target::Completion(start) | Target::Parts { answer: start, .. } => &example.ids[..start],
-        Target::Class(_) => &example.ids,
-    }
 }
 
 fn class(example: &Example) -> usize {

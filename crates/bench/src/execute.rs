@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result};
 use burn::module::Module;
 use models::Model;
 use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
 use report::RecordStore;
 use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
 
-use crate::data::{self, Data, Prepared};
+use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::layer_drop::{self, as_evaluated};
 use crate::progress::Progress;
@@ -169,7 +169,7 @@ pub fn run(
         &loaded.model,
         &*method,
         &trial.storage,
-        trial.train.batch_size * (longest(&data) + method.position_offset()),
+        [trial.train.batch_size, data.longest()],
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();
@@ -177,7 +177,8 @@ pub fn run(
     let packing = source::packing(&loaded.model);
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
-    check_positions(&data, &model)?;
+    let positions = model.host.max_length();
+    data.check_positions(&trial.task, model.position_offset, positions)?;
 
     let mut record = empty_record(trial, registry, Status::Ok)?;
     if let Some(packing) = packing {
@@ -265,29 +266,6 @@ fn finish(
         ..outcome.time
     };
     Ok(())
-}
-
-/// Refuses examples that do not fit the positions which virtual tokens leave free.
-fn check_positions(data: &Data, model: &Adapted<Model>) -> Result<()> {
-    let splits = &data.splits;
-    let examples = splits.train.iter().chain(&splits.dev).chain(&splits.test);
-    let longest = examples.map(|e| e.ids.len()).max().unwrap_or(0);
-    let (offset, limit) = (model.position_offset, model.host.max_length());
-    ensure!(
-        longest + offset <= limit,
-        "examples of up to {longest} tokens and {offset} virtual ones do not fit the model's \
-         {limit} positions; lower `max_length` or `num_virtual_tokens`"
-    );
-    Ok(())
-}
-
-fn longest(data: &Data) -> usize {
-    data.splits
-        .train
-        .iter()
-        .map(|e| e.ids.len())
-        .max()
-        .unwrap_or(0)
 }
 
 /// Answers of the untouched base to the first test prompts.

@@ -1,7 +1,7 @@
 //! How much arithmetic a training step is.
 
 use models::Model;
-use peft_core::{BaseParam, Geometry, Host, Method, Part, trains_inside};
+use peft_core::{BaseParam, Geometry, Host, Method, Part, VirtualTokens, trains_inside};
 
 use crate::speed::Work;
 
@@ -9,18 +9,23 @@ use crate::speed::Work;
 ///
 /// Counted as the work needs them, whatever an implementation does beside: forward, gradients for
 /// the activations of layers in which or below which something trains, and gradients for the
-/// weights that train. Element-wise work is left out.
+/// weights that train. Left out are element-wise work and what makes virtual tokens, once a step.
 pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
     let geometry = model.geometry();
-    let tokens = (work.batch * work.seq) as f64;
-    let numel = |params: &[usize]| params.iter().product::<usize>() as f64;
+    let VirtualTokens { body, keys } = method.virtual_tokens();
+    let length = (work.seq + body) as f64;
+    let tokens = work.batch as f64 * length;
     let in_sites: f64 = geometry
         .sites
         .iter()
-        .map(|s| numel(&[s.d_in, s.d_out]))
+        .map(|s| (s.d_in * s.d_out) as f64)
         .sum();
     let unfrozen = geometry.count(|p| method.trains(p));
-    let added = method.parameters(&geometry).saturating_sub(unfrozen) as f64;
+    // The parameters of virtual tokens are what the text meets, not what it is multiplied by.
+    let added = match body + keys {
+        0 => method.parameters(&geometry).saturating_sub(unfrozen) as f64,
+        _ => 0.0,
+    };
     let trained = |p: &&BaseParam| method.trains(p);
     let trained_linear: f64 = geometry
         .params
@@ -34,8 +39,8 @@ pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
     let backward = if enters_layers { 1.0 } else { 0.0 };
     let blocks = 2.0 * tokens * (in_sites * (1.0 + backward) + trained_linear + 3.0 * added);
     // Scores and their product with the values, forward once and backward twice.
-    let context = if model.is_causal() { 0.5 } else { 1.0 } * work.seq as f64;
-    let width = (geometry.width * geometry.layers) as f64;
+    let context = if model.is_causal() { 0.5 } else { 1.0 } * length + keys as f64;
+    let width = (geometry.query_width() * geometry.layers) as f64;
     let attention = 4.0 * tokens * context * width * (1.0 + 2.0 * backward);
     blocks + attention + head_flops(model, &geometry, method, work, enters_layers)
 }
@@ -67,7 +72,7 @@ fn head_flops(
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use models::Gpt2Config;
+    use models::{Gpt2Config, LlamaConfig};
     use peft_core::Init;
 
     const WORK: Work = Work {
@@ -92,5 +97,47 @@ mod tests {
         // The head alone: forward everywhere, backward for its weight only.
         let alone = 2.0 * tokens * sites + attention / 3.0 + 4.0 * places * head;
         assert_eq!(flops(&model, &peft_adapter::HeadOnly {}, WORK), alone);
+    }
+
+    /// A small decoder whose four heads are wider together than the model: 48 of 32.
+    fn wide_heads() -> Model {
+        let config = serde_json::json!({
+            "model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12,
+            "intermediate_size": 40, "max_position_embeddings": 32, "tie_word_embeddings": true
+        });
+        let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
+        Model::random_llama(config, &mut Init::new(0, &Device::flex())).unwrap()
+    }
+
+    #[test]
+    fn attention_is_as_wide_as_its_heads_together() {
+        let model = wide_heads();
+        let (tokens, head) = (16.0, (32 * 64) as f64);
+        let sites = (2 * (32 * 48 * 2 + 32 * 24 * 2 + 3 * 32 * 40)) as f64;
+        let attention = 4.0 * tokens * 4.0 * (2 * 48) as f64;
+        let alone = 2.0 * tokens * sites + attention + 4.0 * 14.0 * head;
+        assert_eq!(flops(&model, &peft_adapter::HeadOnly {}, WORK), alone);
+    }
+
+    #[test]
+    fn virtual_tokens_are_worked_on_where_they_stand() {
+        let model = wide_heads();
+        let (sites, heads) = ((2 * (32 * 48 * 2 + 32 * 24 * 2 + 3 * 32 * 40)) as f64, 96.0);
+        let head = 4.0 * 14.0 * (32 * 64) as f64;
+        // Two rows of five more tokens in every layer.
+        let prompt = peft_adapter::PromptTuning {
+            num_virtual_tokens: 5,
+            ..Default::default()
+        };
+        let longer = 4.0 * 26.0 * sites + 12.0 * 26.0 * 6.5 * heads + head;
+        assert_eq!(flops(&model, &prompt, WORK), longer);
+        // Five more keys for every token to meet.
+        let prefix = peft_adapter::Prefix {
+            num_virtual_tokens: 5,
+            ..Default::default()
+        };
+        let wider = 4.0 * 16.0 * sites + 12.0 * 16.0 * 9.0 * heads + head;
+        assert_eq!(flops(&model, &prefix, WORK), wider);
     }
 }

@@ -29,14 +29,17 @@ const PROGRAM: u64 = 26 << 20;
 /// Predicts the memory of a training run.
 ///
 /// Weights, gradients and optimizer states are exact; activations are a rule of thumb that came
-/// within 12% of what trials of GPT-2 and BERT shapes measured.
+/// within 12% of what trials of GPT-2 and BERT shapes measured. A batch has so many rows of so many
+/// tokens, and the method's virtual tokens besides.
 pub fn predict(
     model: &Model,
     method: &dyn Method,
     storage: &StorageSpec,
-    tokens_per_batch: usize,
+    [rows, length]: [usize; 2],
 ) -> MemoryInfo {
     let geometry = geometry_for(model, method);
+    let virtual_tokens = method.virtual_tokens();
+    let tokens = rows * (length + virtual_tokens.body);
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
     let base = match storage {
@@ -57,8 +60,9 @@ pub fn predict(
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
+    let prefixes = 4 * rows * virtual_tokens.keys * layers * 2 * geometry.kv_width;
     let activations =
-        activations(&geometry, layers, tokens_per_batch) + logits(model, tokens_per_batch);
+        activations(&geometry, layers, tokens) + prefixes as u64 + logits(model, tokens);
     // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
     // that gets a table of its own.
     let unfrozen = match method.unties_head(&model.geometry()) {
@@ -76,8 +80,8 @@ pub fn predict(
     }
 }
 
-/// What so many layers keep for their backward pass with fused operations: about 6 widths and 2
-/// inner widths a token.
+/// What so many layers keep for their backward pass with fused operations: about 2 widths, queries
+/// and what comes of them, keys and values, and 2 inner widths a token.
 fn activations(geometry: &Geometry, layers: usize, tokens: usize) -> u64 {
     let inner = geometry
         .sites
@@ -85,7 +89,8 @@ fn activations(geometry: &Geometry, layers: usize, tokens: usize) -> u64 {
         .map(|site| site.d_in.max(site.d_out))
         .max()
         .unwrap_or(0);
-    (4 * tokens * layers * (6 * geometry.width + 2 * inner)) as u64
+    let (width, heads) = (geometry.width, geometry.query_width() + geometry.kv_width);
+    (4 * tokens * layers * 2 * (width + heads + inner)) as u64
 }
 
 /// The logits of a language model that exist at once.
@@ -188,9 +193,9 @@ mod tests {
     #[test]
     fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
         let lora = peft_lora::Lora::default();
-        let dense = predict(&model(), &lora, &StorageSpec::F32, 64);
+        let dense = predict(&model(), &lora, &StorageSpec::F32, [4, 16]);
         let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
-        let packed = predict(&model(), &lora, &nf4, 64);
+        let packed = predict(&model(), &lora, &nf4, [4, 16]);
         let in_sites = 2 * 12 * 32 * 32;
         assert_eq!(
             dense.base - packed.base,
@@ -200,7 +205,12 @@ mod tests {
 
     #[test]
     fn a_tied_head_that_gets_a_copy_of_its_own_is_counted() {
-        let memory = predict(&model(), &peft_adapter::HeadOnly {}, &StorageSpec::F32, 0);
+        let memory = predict(
+            &model(),
+            &peft_adapter::HeadOnly {},
+            &StorageSpec::F32,
+            [0, 0],
+        );
         assert_eq!(memory.adapter, 64 * 32 * 4);
         assert_eq!(
             memory.predicted_peak - PROGRAM,
@@ -210,8 +220,28 @@ mod tests {
 
     #[test]
     fn full_fine_tuning_counts_the_weights_once_and_three_more_for_training() {
-        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, 0);
+        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, [0, 0]);
         assert_eq!(memory.predicted_peak - PROGRAM, 4 * memory.base);
+    }
+
+    #[test]
+    fn virtual_tokens_are_kept_where_they_stand() {
+        let peak = |method: &dyn Method, length| {
+            let memory = predict(&model(), method, &StorageSpec::F32, [3, length]);
+            memory.predicted_peak - memory.base - memory.adapter - 3 * memory.gradients
+        };
+        let prompt = peft_adapter::PromptTuning {
+            num_virtual_tokens: 5,
+            ..Default::default()
+        };
+        let lora = peft_lora::Lora::default();
+        assert_eq!(peak(&prompt, 8), peak(&lora, 13));
+        let prefix = peft_adapter::Prefix {
+            num_virtual_tokens: 5,
+            ..Default::default()
+        };
+        // Keys and values of 32 in two layers, for five tokens of three rows.
+        assert_eq!(peak(&prefix, 8) - peak(&lora, 8), 4 * 2 * 32 * 2 * 5 * 3);
     }
 
     #[test]

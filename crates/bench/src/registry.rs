@@ -8,6 +8,7 @@ use peft_core::{CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo};
 use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
+use crate::plain;
 
 /// Lists the methods once; `with_methods!(f)` calls the macro `f!` with all of them.
 macro_rules! with_methods {
@@ -181,7 +182,9 @@ impl Registry {
         let entry = self.entry(kind)?;
         (entry.parse)(config.clone()).map_err(|error| BenchError::Method {
             place: format!("`{kind}`"),
-            reason: with_suggestion(&error.to_string()),
+            reason: plain::said(&error.to_string(), config, &|value| {
+                (entry.parse)(value).err().map(|error| error.to_string())
+            }),
         })
     }
 

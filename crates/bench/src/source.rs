@@ -22,6 +22,11 @@ pub const SHAPES: &[&str] = &[
     "minilm",
 ];
 
+/// The names of [`SHAPES`] as a command line takes them.
+pub(crate) fn shape_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(SHAPES.iter().copied())
+}
+
 /// A model of random weights of a named shape.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use crate::batching::collate;
 use crate::data::{Example, Target};
 use crate::groups::Groups;
 use crate::memory;
+use crate::quantile::quantile;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
 use crate::train::trained_size;
@@ -129,12 +130,12 @@ pub fn measure(
         optimizer: mb(2 * size.trained_bytes),
         activations: mb(run.peak_bytes.saturating_sub(size.trained_bytes)),
     };
-    let median = run.quantile(0.5);
+    let median = quantile(&run.sorted, 0.5);
     let on_cpu = device.clone().inner() == Device::flex();
     Ok(Figures {
         tokens_per_s: (work.batch * work.seq) as f64 / median,
         step_ms: median * 1e3,
-        step_ms_p95: run.quantile(0.95) * 1e3,
+        step_ms_p95: quantile(&run.sorted, 0.95) * 1e3,
         steps_ms: run.times.iter().map(|seconds| seconds * 1e3).collect(),
         gflops: subject.flop / median / 1e9,
         gflop_per_step: subject.flop / 1e9,
@@ -204,12 +205,6 @@ struct Run {
     peak_bytes: u64,
 }
 
-impl Run {
-    fn quantile(&self, q: f64) -> f64 {
-        self.sorted[((self.sorted.len() - 1) as f64 * q).round() as usize]
-    }
-}
-
 fn run(
     model: Adapted<Model>,
     work: Work,
@@ -257,7 +252,7 @@ fn ceiling(tokens: usize, width: usize) -> f64 {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    (8 * tokens * width * width) as f64 / times[REPEATS / 2] / 1e9
+    (8 * tokens * width * width) as f64 / quantile(&times, 0.5) / 1e9
 }
 
 fn random_examples(vocab: usize, causal: bool, work: Work) -> Vec<Example> {

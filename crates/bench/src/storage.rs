@@ -8,7 +8,7 @@ use peft_qlora::{FourBit, Fp4, Int8, Nf4};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::with_suggestion;
+use crate::plain;
 
 /// How frozen weights are stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,8 +68,12 @@ fn four_bit<C: Code>(keys: &mut Map<String, Value>) -> Result<FourBit<C>, String
     let own = names
         .iter()
         .filter_map(|key| Some((key.to_string(), keys.remove(*key)?)));
-    let storage: FourBit<C> = serde_json::from_value(Value::Object(own.collect()))
-        .map_err(|e| with_suggestion(&e.to_string()))?;
+    let own = Value::Object(own.collect());
+    let parse = |own: Value| serde_json::from_value::<FourBit<C>>(own);
+    let storage = parse(own.clone()).map_err(|error| {
+        let again = |own| parse(own).err().map(|error| error.to_string());
+        plain::said(&error.to_string(), &own, &again)
+    })?;
     storage.check().map_err(|e| e.to_string())?;
     Ok(storage)
 }

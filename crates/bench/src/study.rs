@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use tasks::chat_template::ChatTemplate;
 
 use crate::adversarial::Adversarial;
-use crate::error::{BenchError, with_suggestion};
+use crate::error::BenchError;
 use crate::groups::{self, Freeze};
 use crate::hub::RepoId;
 use crate::layer_drop::{self, AdapterDrop};
+use crate::plain;
 use crate::schedule::Decay;
 
 pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
@@ -156,7 +157,7 @@ impl TrainConfig {
 
 /// A value, or several to try.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, or a list of them")]
 pub enum OneOrMany<T> {
     /// One value.
     One(T),
@@ -196,6 +197,19 @@ pub struct MethodRow {
     pub config: BTreeMap<String, serde_json::Value>,
 }
 
+impl MethodRow {
+    /// The row that this TOML describes, as a command line takes it.
+    ///
+    /// # Errors
+    /// If it is not valid, or a key has a value it cannot have.
+    pub fn inline(text: &str) -> anyhow::Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let reason = plain::toml::<Self>(&error, text);
+            anyhow::anyhow!("`--method` is not valid TOML: {reason}")
+        })
+    }
+}
+
 impl Study {
     /// Reads a study file, puts variables in and makes paths relative to the file.
     ///
@@ -208,7 +222,7 @@ impl Study {
         };
         let text = std::fs::read_to_string(file).map_err(|e| error(e.to_string()))?;
         let mut study: Study =
-            toml::from_str(&text).map_err(|e| error(with_suggestion(&e.to_string())))?;
+            toml::from_str(&text).map_err(|e| error(plain::toml::<Self>(&e, &text)))?;
         study.check().map_err(error)?;
         study.task.check().map_err(error)?;
         let folder = file.parent().unwrap_or(Path::new(""));

@@ -17,6 +17,7 @@ use crate::evaluate::Evaluator;
 use crate::groups::Groups;
 use crate::layer_drop::{LayerDrop, as_evaluated};
 use crate::progress::Progress;
+use crate::quantile::quantile;
 use crate::schedule::Schedule;
 use crate::stepper::Stepper;
 use crate::study::{OneOrMany, TrainConfig};
@@ -319,18 +320,14 @@ impl<'a> Run<'a> {
             .map(|t| t.as_secs_f64() * 1e3)
             .collect();
         times.sort_by(f64::total_cmp);
-        let quantile = |q: f64| match times.len() {
-            0 => 0.0,
-            n => times[((n - 1) as f64 * q).round() as usize],
-        };
         let train_s = times.iter().sum::<f64>() / 1e3;
         TimeInfo {
             train_s,
             steps: self.step as u64,
             tokens: self.tokens as u64,
             tokens_per_s: self.tokens_per_s(),
-            step_ms_median: quantile(0.5),
-            step_ms_p95: quantile(0.95),
+            step_ms_median: quantile(&times, 0.5),
+            step_ms_p95: quantile(&times, 0.95),
             ..TimeInfo::default()
         }
     }

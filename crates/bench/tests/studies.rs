@@ -171,3 +171,39 @@ fn evaluate(trial: &Trial, adapter: &Path) -> f64 {
         .unwrap()
         .values["loss"]
 }
+
+#[test]
+fn what_does_not_fit_the_positions_of_the_model_is_refused_with_the_keys_to_lower() {
+    let device = peft_core::device("cpu").unwrap();
+    let prepare = |trial: &Trial| {
+        let prepared = bench::data::prepare(&trial.task, Path::new(&trial.model), 0, &device);
+        prepared.map(|prepared| prepared.data)
+    };
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    let data = prepare(&trial).unwrap();
+    let fits = |virtual_tokens, positions| {
+        let fits = data.check_positions(&trial.task, virtual_tokens, positions);
+        fits.map_err(|error| error.to_string())
+    };
+    assert_eq!(fits(0, 128), Ok(()));
+    let examples = fits(128, 128).unwrap_err();
+    assert!(examples.contains("and 128 virtual ones"), "{examples}");
+    // Every example to learn from fits, and an answer of the greatest length does not.
+    let splits = [&data.splits.train, &data.splits.dev, &data.splits.test];
+    let longest = splits
+        .into_iter()
+        .flatten()
+        .map(|e| e.ids.len())
+        .max()
+        .unwrap();
+    let answers = fits(0, longest).unwrap_err();
+    assert!(answers.contains("`max_new_tokens`"), "{answers}");
+    if let bench::study::Task::Completion { max_length, .. } = &mut trial.task {
+        *max_length = 120;
+    }
+    let error = prepare(&trial).err().unwrap().to_string();
+    assert!(
+        error.contains("128 positions") && error.contains("`max_length`"),
+        "{error}"
+    );
+}

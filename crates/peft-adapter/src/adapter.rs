@@ -82,7 +82,10 @@ pub struct Adapter<K: Kind> {
 
 /// The model's width over the bottleneck's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a number, or a table with one for every layer"
+)]
 pub enum ReductionFactor {
     /// The same in every layer.
     Whole(usize),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A factor on a bottleneck's output.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, `learned` or `channel`")]
 pub enum Scaling {
     /// A constant.
     Fixed(f64),

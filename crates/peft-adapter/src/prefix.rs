@@ -10,7 +10,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Attend, AttendSlot, CoreError, Fields, Foreign, Form, Geometry, Heads, Init, Method,
-    MethodConfig, MethodInfo, Pass, Rule, SharedSlot, Start, check, exchange::Columns,
+    MethodConfig, MethodInfo, Pass, Rule, SharedSlot, Start, VirtualTokens, check,
+    exchange::Columns,
 };
 use serde::{Deserialize, Serialize};
 
@@ -189,6 +190,13 @@ impl Method for Prefix {
         match self.takes_positions {
             true => self.num_virtual_tokens,
             false => 0,
+        }
+    }
+
+    fn virtual_tokens(&self) -> VirtualTokens {
+        VirtualTokens {
+            body: 0,
+            keys: self.num_virtual_tokens,
         }
     }
 

@@ -106,6 +106,16 @@ pub struct Table {
 }
 
 impl Geometry {
+    /// Width of the queries of a layer, all heads together; it need not be the model's.
+    pub fn query_width(&self) -> usize {
+        let width = |site: &Site| match site.role {
+            Role::Query => Some(site.d_out),
+            Role::FusedQkv => Some(site.d_out.saturating_sub(2 * self.kv_width)),
+            _ => None,
+        };
+        self.sites.iter().find_map(width).unwrap_or(self.width)
+    }
+
     /// Whether the checkpoint keeps linear weights as `[in, out]`, as GPT-2's `Conv1D` does.
     pub fn keeps_weights_in_out(&self) -> bool {
         let weight = |p: &&BaseParam| p.role.is_some() && !p.is_bias();

@@ -51,7 +51,7 @@ pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
 pub use memory::Memory;
-pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, Store};
+pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, Store, VirtualTokens};
 pub use packed::{DenseOnly, PackedLayer, PackedReader};
 pub use pass::{Pass, SharedSlot, Text};
 pub use projection::{Dense, Proj, Projection, Reweighted};

@@ -98,6 +98,14 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         0
     }
 
+    /// The virtual tokens that every text gets, for predictions of work and memory.
+    fn virtual_tokens(&self) -> VirtualTokens {
+        VirtualTokens {
+            body: self.position_offset(),
+            keys: 0,
+        }
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false
@@ -150,6 +158,15 @@ pub trait Method: std::fmt::Debug + Send + Sync {
 
 /// Packs the frozen part of a layer as the model's weights are, or leaves it dense where they are.
 pub type Store<'a> = &'a dyn Fn(Dense) -> Result<Proj, CoreError>;
+
+/// Virtual tokens of a method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualTokens {
+    /// Those that go through all layers before the text.
+    pub body: usize,
+    /// Those that stand only among the keys and values of every layer.
+    pub keys: usize,
+}
 
 /// A method's configuration as a study file spells it.
 pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static {

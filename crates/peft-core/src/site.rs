@@ -90,7 +90,7 @@ impl Site {
 /// A name matches a role, or the end of a module path in whole components, as in HF PEFT. Without
 /// targets a method takes query and value projections, or the fused projection where there is one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a name, or a list of names")]
 pub enum Targets {
     /// Query and value, or the fused projection.
     #[default]

@@ -73,7 +73,7 @@ fn the_html_page_escapes_what_records_hold_and_loads_nothing() {
     let page = html(&view(&records())).unwrap();
     assert!(page.contains("full|&lt;script&gt;"));
     assert!(page.contains("2 &lt; 3 &amp; &quot;so&quot;?"));
-    assert_eq!(page.matches("<svg ").count(), 6);
+    assert_eq!(page.matches("<svg ").count(), 5);
     assert_eq!(page.matches("<script").count(), 1);
     for loaded in ["src=", "<link", "@import", "url(", "fetch("] {
         assert!(!page.contains(loaded), "{loaded}");
@@ -112,4 +112,18 @@ fn a_study_of_failures_alone_still_makes_both_pages() {
     );
     let html = html(&view).unwrap();
     assert!(html.contains("loss is NaN at step 3") && !html.contains("<svg"));
+}
+
+#[test]
+fn links_stand_in_the_order_of_the_sections_they_lead_to() {
+    let page = html(&view(&records())).unwrap();
+    let after = |mark: &str| -> Vec<String> {
+        let parts = page.split(mark).skip(1);
+        parts
+            .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+            .collect()
+    };
+    let links = after("href=\"#");
+    assert_eq!(links, after("<section id=\""));
+    assert_eq!((links[0].as_str(), links.len()), ("summary", 8));
 }

@@ -110,14 +110,15 @@ mod tests {
     use super::*;
     use crate::fixture::{diverged, failed, record};
 
+    fn two_rates() -> [Record; 2] {
+        [1e-3, 1e-4].map(|rate| record("LoRA r8", rate, 1, 0.9, 0.9))
+    }
+
     #[test]
     fn a_report_is_a_folder_of_tables_pages_and_plots() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep/report");
-        let records = [
-            record("LoRA r8", 1e-3, 1, 0.9, 0.9),
-            record("LoRA r4", 1e-3, 1, 0.8, 0.8),
-        ];
+        let records = two_rates();
         let report = write_report(&records, &out).unwrap();
         for name in [
             "runs.csv",
@@ -141,10 +142,7 @@ mod tests {
     #[test]
     fn a_plot_that_can_no_longer_be_drawn_is_removed_with_a_note() {
         let dir = tempfile::tempdir().unwrap();
-        let both = [
-            record("LoRA r8", 1e-3, 1, 0.9, 0.9),
-            record("LoRA r4", 1e-3, 1, 0.8, 0.8),
-        ];
+        let both = two_rates();
         write_report(&both, dir.path()).unwrap();
         let heat = dir.path().join("plots/heat.png");
         assert!(heat.exists());
@@ -170,10 +168,7 @@ mod tests {
     #[test]
     fn the_same_records_give_the_same_files() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let records = [
-            record("LoRA r8", 1e-3, 1, 0.9, 0.9),
-            record("LoRA r4", 1e-3, 1, 0.8, 0.8),
-        ];
+        let records = two_rates();
         let first = write_report(&records, a.path()).unwrap();
         write_report(&records, b.path()).unwrap();
         for path in first.files {

@@ -7,7 +7,7 @@ use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams};
 
 use crate::TaskError;
 use crate::error::listed;
-use crate::read::Table;
+use crate::read::{Row, Table};
 use crate::split::Example;
 use crate::template::{Text, environment};
 use crate::tokenizer::unlimited;
@@ -58,13 +58,17 @@ impl Labels {
     /// Labels in a given order.
     ///
     /// # Errors
-    /// If there are fewer than two or one is named twice.
+    /// If there are fewer than two, or one is empty or named twice.
     pub fn new(names: Vec<String>) -> Result<Self, TaskError> {
         if names.len() < 2 {
             let reason = format!(
                 "the labels are {}; expected at least two to tell apart",
                 listed(names.iter().map(String::as_str))
             );
+            return Err(TaskError::Labels { reason });
+        }
+        if names.iter().any(|name| name.trim().is_empty()) {
+            let reason = "one of the labels is empty; expected a name for every class".into();
             return Err(TaskError::Labels { reason });
         }
         if let Some((_, twice)) = names
@@ -81,11 +85,11 @@ impl Labels {
     /// The labels a training file holds, sorted: as numbers if all of them are, else as text.
     ///
     /// # Errors
-    /// If a row has no label, or all rows have the same.
+    /// If a row has no label or an empty one, or all rows have the same.
     pub fn collect(train: &Table, field: &str) -> Result<Self, TaskError> {
         let mut names = Vec::new();
         for row in &train.rows {
-            let name = train.text(row, field)?;
+            let name = label(train, row, field)?;
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -108,6 +112,18 @@ impl Labels {
     #[must_use]
     pub fn index(&self, name: &str) -> Option<usize> {
         self.0.iter().position(|known| known == name)
+    }
+}
+
+/// A row's label; an empty one is a gap in the data and no class.
+fn label(table: &Table, row: &Row, field: &str) -> Result<String, TaskError> {
+    let label = table.text(row, field)?;
+    match label.trim().is_empty() {
+        true => Err(table.error(
+            row,
+            format!("the label `{field}` is empty; expected a class"),
+        )),
+        false => Ok(label),
     }
 }
 
@@ -194,7 +210,7 @@ impl ClassEncoder {
             .rows
             .iter()
             .map(|row| {
-                let label = table.text(row, &self.config.label)?;
+                let label = label(table, row, &self.config.label)?;
                 let label = self
                     .labels
                     .index(&label)

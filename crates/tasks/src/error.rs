@@ -108,12 +108,6 @@ pub enum TaskError {
         /// The templates built in.
         known: String,
     },
-    /// Keys of a configuration that contradict each other.
-    #[error("{reason}")]
-    Config {
-        /// What was found and what was expected.
-        reason: String,
-    },
     /// A completion does not fit.
     #[error(
         "{at}: the completion has {found} tokens with its end token, more than `max_length` = \

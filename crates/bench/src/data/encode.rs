@@ -20,14 +20,47 @@ pub(super) struct Encoded {
     pub(super) warnings: Vec<String>,
 }
 
-/// Tokenises the rows for a model. `eos` is asked for by completions only.
+/// Refuses a model of the wrong kind for a task, or with too few positions for it.
 ///
 /// # Errors
-/// If a row lacks a field or has an unknown label, or the examples do not fit the model.
+/// If it does not fit the task.
+pub(super) fn check(task: &Task, model: &Model) -> Result<()> {
+    let longest = match task {
+        Task::Completion {
+            max_length,
+            max_new_tokens,
+            ..
+        } => {
+            ensure!(
+                model.is_causal(),
+                "a completion task needs a language model"
+            );
+            max_length + max_new_tokens
+        }
+        Task::Classification { max_length, .. } => {
+            ensure!(
+                !model.is_causal(),
+                "a classification task needs a model of the BERT family"
+            );
+            *max_length
+        }
+    };
+    let limit = model.max_length();
+    ensure!(
+        longest <= limit,
+        "examples of up to {longest} tokens do not fit the model's {limit} positions; lower \
+         `max_length` (or `max_new_tokens`)"
+    );
+    Ok(())
+}
+
+/// Tokenises the rows. `eos` is asked for by completions only.
+///
+/// # Errors
+/// If a row lacks a field or has an unknown label.
 pub(super) fn encode(
     tables: &Tables,
     task: &Task,
-    model: &Model,
     eos: Result<u32>,
     tokenizer: &Tokenizer,
     chat: Option<ChatTemplate>,
@@ -39,15 +72,9 @@ pub(super) fn encode(
             format,
             loss_on,
             max_length,
-            max_new_tokens,
             overlong,
             ..
         } => {
-            ensure!(
-                model.is_causal(),
-                "a completion task needs a language model"
-            );
-            fits(max_length + max_new_tokens, model)?;
             let lm = LmConfig {
                 prompt: prompt.clone(),
                 completion: completion.clone(),
@@ -67,11 +94,6 @@ pub(super) fn encode(
             max_length,
             ..
         } => {
-            ensure!(
-                !model.is_causal(),
-                "a classification task needs a model of the BERT family"
-            );
-            fits(*max_length, model)?;
             let class = ClassConfig {
                 text: text.clone(),
                 pair: pair.clone(),
@@ -83,16 +105,6 @@ pub(super) fn encode(
             classes(&encoder, tables)
         }
     }
-}
-
-fn fits(max_length: usize, model: &Model) -> Result<()> {
-    let limit = model.max_length();
-    ensure!(
-        max_length <= limit,
-        "examples of up to {max_length} tokens do not fit the model's {limit} positions; \
-         lower `max_length` (or `max_new_tokens`)"
-    );
-    Ok(())
 }
 
 fn completions(encoder: &LmEncoder, tables: &Tables, eos: u32) -> Result<Encoded> {

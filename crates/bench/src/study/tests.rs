@@ -197,6 +197,60 @@ fn a_metric_of_the_other_kind_of_task_is_refused() {
 }
 
 #[test]
+fn values_of_a_wrong_kind_are_refused_with_their_key_in_plain_words() {
+    let train = |line: &str| STUDY.replace("[[method]]", &format!("[train]\n{line}\n[[method]]"));
+    let data = |data: &str| {
+        let files = "{ train = \"a.tsv\", dev = \"b.tsv\", test = \"c.tsv\" }";
+        STUDY.replace(files, data)
+    };
+    for (text, expected) in [
+        (
+            STUDY.replace("48", "\"long\""),
+            "`task.max_length`: found the text \"long\"",
+        ),
+        (
+            train("epochs = 2.5"),
+            "`train.epochs`: found `2.5`, expected a whole number",
+        ),
+        (
+            train("learning_rate = \"high\""),
+            "`train.learning_rate`: expected a number, or a list",
+        ),
+        (
+            train("learning_rate = [1e-3, \"x\"]"),
+            "`train.learning_rate.1`: expected a number",
+        ),
+        (
+            STUDY.replace("name = \"s\"\n", ""),
+            "the key `name` is missing",
+        ),
+        (
+            data("\"a.tsv\""),
+            "`task.data`: found the text \"a.tsv\", expected a table",
+        ),
+        (
+            data("{ train = \"a.tsv\", dev = \"b.tsv\" }"),
+            "`test` is missing",
+        ),
+        (data("{ trian = \"a.tsv\" }"), "did you mean `train`"),
+        (
+            data("{ scenario = 1, train = \"a.tsv\" }"),
+            "both files and a `scenario`",
+        ),
+        (
+            data("{ sizes = { topics = 2 } }"),
+            "a `scenario`, which is missing",
+        ),
+    ] {
+        let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        for rust in ["usize", "struct", "enum", "f64"] {
+            assert!(!error.contains(rust), "{error}");
+        }
+    }
+}
+
+#[test]
 fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
     let with = |train: &str| {
         let text = STUDY.replace("[[method]]", &format!("[train]\n{train}\n[[method]]"));

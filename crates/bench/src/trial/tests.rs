@@ -107,3 +107,32 @@ fn two_rows_of_one_name_are_refused() {
     let error = expanded(&row.repeat(2)).unwrap_err().to_string();
     assert!(error.contains("second named `LoRA r8`"), "{error}");
 }
+
+#[test]
+fn a_wrong_kind_of_value_in_a_method_is_told_with_its_key() {
+    for (keys, expected) in [
+        (
+            "rank = [1, \"x\"]",
+            "`rank`: found the text \"x\", expected a whole number",
+        ),
+        (
+            "alpha = \"x\"",
+            "`alpha`: found the text \"x\", expected a number",
+        ),
+        (
+            "targets = 3",
+            "`targets`: expected a name, or a list of names",
+        ),
+        (
+            "storage = \"nf4\"\nblock_size = \"x\"",
+            "`block_size`: found the text \"x\"",
+        ),
+    ] {
+        let error = expanded(&format!("[[method]]\nkind = \"lora\"\n{keys}"));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("method 1") && error.contains(expected),
+            "{error}"
+        );
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use models::Model;
 use peft_core::{Host, Init, adapt, state};
@@ -16,12 +16,8 @@ use crate::trial::single;
 /// Arguments of `params`.
 #[derive(Args)]
 pub struct Params {
-    /// A named shape with random weights: distilgpt2, gpt2, bert-base, distilbert, minilm.
-    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
-    shape: Option<String>,
-    /// Folder of a base model, or hf://organisation/name[@revision].
-    #[arg(long)]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    base: Base,
     /// The method as inline TOML.
     #[arg(long)]
     method: String,
@@ -30,13 +26,24 @@ pub struct Params {
     json: bool,
 }
 
+/// The base to count.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Base {
+    /// A named shape with random weights.
+    #[arg(long, value_parser = source::shape_names())]
+    shape: Option<String>,
+    /// Folder of a base model, or hf://organisation/name[@revision].
+    #[arg(long)]
+    model: Option<PathBuf>,
+}
+
 impl Params {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
         let device = peft_core::device("cpu")?.autodiff();
         let mut init = Init::new(0, &device);
-        let model = self.base(&mut init)?;
-        let row: MethodRow =
-            toml::from_str(&self.method).context("`--method` is not valid TOML")?;
+        let model = self.base.load(&mut init)?;
+        let row = MethodRow::inline(&self.method)?;
         let (kind, config, storage) = single(&row, registry)?;
         let method = registry.parse(&kind, &config)?;
         let geometry = model.geometry();
@@ -62,8 +69,10 @@ impl Params {
             }
         ))
     }
+}
 
-    fn base(&self, init: &mut Init) -> Result<Model> {
+impl Base {
+    fn load(&self, init: &mut Init) -> Result<Model> {
         match (&self.shape, &self.model) {
             (Some(shape), _) => source::shape(shape, init),
             (None, Some(folder)) => Ok(source::load(folder, None, init)?.model),

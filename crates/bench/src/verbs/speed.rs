@@ -1,6 +1,6 @@
 //! `speed`: how long a training step takes, and what memory it needs.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use peft_core::{Init, adapt};
 
@@ -15,8 +15,8 @@ use crate::{memory, source};
 /// Arguments of `speed`.
 #[derive(Args)]
 pub struct Speed {
-    /// A named shape with random weights: distilgpt2, gpt2, bert-base, distilbert, minilm.
-    #[arg(long)]
+    /// A named shape with random weights.
+    #[arg(long, value_parser = source::shape_names())]
     shape: String,
     /// The method as inline TOML, with `storage` if it is to be packed.
     #[arg(long)]
@@ -47,8 +47,7 @@ impl Speed {
     fn measure(&self, registry: &Registry) -> Result<()> {
         let program = memory::peak_rss();
         let device = peft_core::device(&self.compute.device)?.autodiff();
-        let row: MethodRow =
-            toml::from_str(&self.method).context("`--method` is not valid TOML")?;
+        let row = MethodRow::inline(&self.method)?;
         let (kind, config, storage) = single(&row, registry)?;
         let method = registry.parse(&kind, &config)?;
         let mut init = Init::new(0, &device);

@@ -20,7 +20,7 @@ use crate::process::{self, Claim};
 use crate::progress;
 use crate::registry::Registry;
 use crate::source;
-use crate::study::{Study, Task};
+use crate::study::Study;
 use crate::trial::{Trial, expand};
 
 /// Exit code of a sweep in which a trial failed.
@@ -72,11 +72,11 @@ impl Sweep {
         if let (Some(part), true) = (&self.only, trials.is_empty()) {
             bail!("no trial's id contains `{part}`; `--dry-run` without `--only` lists them");
         }
-        check_on_model(&study, &tables, &trials, registry, self.dry_run)?;
+        let listing = checked(&study, &tables, &trials, registry)?;
+        // Trials run in processes of their own; what was read here is not needed beside them.
+        memory::restart_peak();
         if self.dry_run {
-            // What every trial would stumble over shows here once.
-            let (model, device) = (Path::new(&study.model), peft_core::device("cpu")?);
-            data::prepare(&study.task, model, 0, &device)?;
+            print(&listing)?;
             return Ok(ExitCode::SUCCESS);
         }
         let out = self
@@ -153,32 +153,32 @@ fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, Strin
     Ok(sources)
 }
 
-/// Checks every method against the real model before anything is run; `list` prints what it finds.
-fn check_on_model(
+/// Checks what every trial would stumble over, once and before any is run: the data, and every
+/// method on the real model. Returns a list of the trials.
+fn checked(
     study: &Study,
     tables: &Tables,
     trials: &[Trial],
     registry: &Registry,
-    list: bool,
-) -> Result<()> {
+) -> Result<String> {
     use peft_core::Host;
-    let device = peft_core::device("cpu")?;
-    let labels = tables.labels(&study.task)?;
-    let classes = (!labels.is_empty()).then_some(labels.len());
-    let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
-    let geometry = loaded.model.geometry();
+    let (folder, device) = (Path::new(&study.model), peft_core::device("cpu")?);
+    let loaded = tables.base(&study.task, folder, &mut Init::new(0, &device))?;
+    let (data, _) = data::examples(&study.task, folder, tables, &loaded)?;
+    let (model, geometry) = (&loaded.model, loaded.model.geometry());
     layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
-    let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
-        &study.task;
-    let mut lines = String::new();
+    let total = geometry.base_parameters() - geometry.task_head_parameters();
+    let mut lines = format!("base: {total} parameters\n");
     for trial in trials {
         let method = trial.method(registry)?;
-        method
-            .check(&geometry)
-            .with_context(|| format!("method `{}`", trial.label))?;
-        let tokens = trial.train.batch_size * (max_length + method.position_offset());
-        let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
-        let shape = peft_core::geometry_for(&loaded.model, &*method);
+        let at = || format!("method `{}`", trial.label);
+        method.check(&geometry).with_context(at)?;
+        let offset = method.position_offset();
+        data.check_positions(&study.task, offset, model.max_length())
+            .with_context(at)?;
+        let batch = [trial.train.batch_size, data.longest()];
+        let memory = memory::predict(model, &*method, &trial.storage, batch);
+        let shape = peft_core::geometry_for(model, &*method);
         let trained = peft_core::trained_parameters(&shape, &*method);
         let peak = memory::human(memory.predicted_peak);
         lines += &format!(
@@ -186,14 +186,7 @@ fn check_on_model(
             trial.id
         );
     }
-    if list {
-        let total = geometry.base_parameters() - geometry.task_head_parameters();
-        print(&format!(
-            "base: {total} parameters\n{lines}{} trials\n",
-            trials.len()
-        ))?;
-    }
-    Ok(())
+    Ok(format!("{lines}{} trials\n", trials.len()))
 }
 
 fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode> {

@@ -75,8 +75,7 @@ impl Train {
     }
 
     fn row(&self) -> Result<MethodRow> {
-        let method = self.method.as_deref().unwrap_or_default();
-        toml::from_str(method).context("`--method` is not valid TOML")
+        MethodRow::inline(self.method.as_deref().unwrap_or_default())
     }
 
     fn on_study(&self, study: &Path, registry: &Registry) -> Result<()> {

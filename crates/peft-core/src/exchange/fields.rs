@@ -1,7 +1,5 @@
 //! A foreign configuration read field by field, so that none is skipped without a word.
 
-use std::collections::BTreeMap;
-
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -106,17 +104,6 @@ impl Fields {
         names.dedup();
         names.retain(|name| geometry.has_module(name));
         Ok(names)
-    }
-
-    /// Takes a table from names to values.
-    ///
-    /// # Errors
-    /// If it is of another type.
-    pub fn table<T: DeserializeOwned>(
-        &mut self,
-        key: &str,
-    ) -> Result<BTreeMap<String, T>, CoreError> {
-        Ok(self.take(key)?.unwrap_or_default())
     }
 }
 

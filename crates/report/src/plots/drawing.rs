@@ -16,6 +16,16 @@ impl Ink {
         }
     }
 
+    /// The colour with so much white in it, from 0 to 1.
+    pub(crate) fn tinted(self, white: f64) -> Self {
+        let mixed = |c: u8| (f64::from(c) + white * (255.0 - f64::from(c))).round() as u8;
+        let (r, g, b) = self.rgb;
+        Self {
+            rgb: (mixed(r), mixed(g), mixed(b)),
+            alpha: self.alpha,
+        }
+    }
+
     pub(crate) const fn faded(self, alpha: f64) -> Self {
         Self {
             rgb: self.rgb,
@@ -236,7 +246,7 @@ impl Text {
         }
     }
 
-    /// The rectangle a text that is not turned covers.
+    /// The rectangle a text covers.
     #[cfg(test)]
     pub(crate) fn area(&self) -> Rect {
         let width = if self.bold {
@@ -250,6 +260,10 @@ impl Text {
             Align::Center => 0.0,
             Align::Right => -width / 2.0,
         };
-        Rect::around((self.at.0 + shift, self.at.1), width, self.size)
+        match self.upright {
+            // Turned to the left: what was on the right is above.
+            true => Rect::around((self.at.0, self.at.1 - shift), self.size, width),
+            false => Rect::around((self.at.0 + shift, self.at.1), width, self.size),
+        }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn heat(study: Study<'_>) -> Result<Drawing, String> {
         .filter_map(Rate::dev)
         .collect();
     if scores.is_empty() {
-        return Err("no family was tried at more than one size or learning rate".to_owned());
+        return Err("no family was tried at more than one learning rate".to_owned());
     }
     let metric = &study.summary.metric;
     let title = format!("{} by size and learning rate", metric.axis("Dev"));
@@ -74,7 +74,7 @@ fn flow(panels: &[Panel<'_>], top: f64) -> (Vec<(f64, f64)>, f64) {
 }
 
 impl<'a> Panel<'a> {
-    /// The family's panel, unless it was tried at one size and one learning rate only.
+    /// The family's panel, unless it was tried at one learning rate only.
     fn of(study: Study<'a>, family: &'a str) -> Option<Self> {
         let members = study.summary.rows.iter().zip(study.groups);
         let mut members: Vec<_> = members.filter(|(row, _)| row.family == family).collect();
@@ -97,7 +97,7 @@ impl<'a> Panel<'a> {
             .into_iter()
             .map(|(row, group)| (name(row), group))
             .collect();
-        (rows.len() * rates.len() > 1).then_some(Self {
+        (rates.len() > 1).then_some(Self {
             family,
             size,
             rows,

@@ -9,8 +9,8 @@ use super::mark::Mark;
 pub(crate) enum Key {
     /// A point.
     Point(Mark),
-    /// A line with points.
-    Line(Mark),
+    /// A line with points, in dashes where it is drawn so.
+    Line(Mark, Option<(f64, f64)>),
     /// A dashed line.
     Dashed(Ink),
     /// A filled area.
@@ -84,8 +84,8 @@ impl Key {
         let (end, middle) = (x + KEY_WIDTH, x + KEY_WIDTH / 2.0);
         match self {
             Self::Point(mark) => mark.draw(drawing, (middle, y), 4.5),
-            Self::Line(mark) => {
-                drawing.line((x, y), (end, y), mark.ink, 2.0);
+            Self::Line(mark, dash) => {
+                drawing.path(vec![(x, y), (end, y)], mark.ink, 2.0, dash);
                 mark.draw(drawing, (middle, y), 4.0);
             }
             Self::Dashed(ink) => {

@@ -16,10 +16,17 @@ const MOST_LINES: usize = 12;
 /// Points of a curve at most.
 const MOST_POINTS: usize = 300;
 
+/// White in the colour of a family's largest size, and of the smaller ones after it.
+const TINTS: [f64; 4] = [0.0, 0.3, 0.5, 0.62];
+/// Their dashes.
+const DASHES: [Option<(f64, f64)>; 4] =
+    [None, Some((7.0, 3.0)), Some((3.0, 2.5)), Some((1.5, 2.5))];
+
 /// A label's loss, by step.
 struct Curve<'a> {
     label: &'a str,
     mark: Mark,
+    dash: Option<(f64, f64)>,
     points: Vec<(f64, f64)>,
 }
 
@@ -29,7 +36,7 @@ pub(crate) fn loss(study: Study<'_>) -> Result<Drawing, String> {
         return Err("no trial that ended well logged its training loss".to_owned());
     }
     let entry = |c: &Curve<'_>| Entry {
-        key: Key::Line(c.mark),
+        key: Key::Line(c.mark, c.dash),
         label: c.label.to_owned(),
     };
     let header = Header {
@@ -37,7 +44,7 @@ pub(crate) fn loss(study: Study<'_>) -> Result<Drawing, String> {
         subtitle: if thinned {
             "Mean over seeds at the chosen learning rate, smoothed. Of each family, its best on dev."
         } else {
-            "Mean over seeds at the chosen learning rate, smoothed."
+            "Mean over seeds at the chosen learning rate, smoothed. Paler and dashed: smaller sizes."
         },
         legend: curves.iter().map(entry).collect(),
     };
@@ -83,24 +90,29 @@ fn curves(study: Study<'_>) -> (Vec<Curve<'_>>, bool) {
     } else {
         all
     };
-    let curve = |(mark, i): (usize, usize)| Curve {
-        label: study.groups[i].label,
-        mark: Mark::of(mark),
-        points: smoothed(&averaged(study.groups[i].chosen_runs())),
-    };
     let families = families(study.summary);
-    let mark = |place: usize, i: usize| {
-        // With a line per family each keeps the mark it has on the other plots.
-        let family = families
-            .iter()
-            .position(|f| *f == study.summary.rows[i].family);
-        if thinned { family.unwrap_or(0) } else { place }
+    let curve = |i: usize| {
+        let row = &study.summary.rows[i];
+        let family = families.iter().position(|f| *f == row.family);
+        let larger = larger(study, &chosen, i);
+        let mark = Mark::of(family.unwrap_or(0));
+        Curve {
+            label: study.groups[i].label,
+            mark: mark.tinted(TINTS[larger.min(TINTS.len() - 1)]),
+            dash: DASHES[larger.min(DASHES.len() - 1)],
+            points: smoothed(&averaged(study.groups[i].chosen_runs())),
+        }
     };
-    let marked = chosen
-        .into_iter()
-        .enumerate()
-        .map(|(place, i)| (mark(place, i), i));
-    (marked.map(curve).collect(), thinned)
+    (chosen.iter().copied().map(curve).collect(), thinned)
+}
+
+/// How many of the rows shown are of the same family and larger, or as large and before it.
+fn larger(study: Study<'_>, shown: &[usize], i: usize) -> usize {
+    let rows = &study.summary.rows;
+    let size = |i: usize| rows[i].size.as_ref().map_or(0, |size| size.value);
+    let before = |j: &&usize| (size(**j), i) > (size(i), **j);
+    let family = shown.iter().filter(|j| rows[**j].family == rows[i].family);
+    family.filter(before).count()
 }
 
 fn best_of_families(study: Study<'_>, among: &[usize]) -> Vec<usize> {
@@ -160,7 +172,7 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 fn draw_curve(drawing: &mut Drawing, frame: &Frame, curve: &Curve<'_>, phase: f64) {
     let points: Vec<_> = curve.points.iter().map(|&(x, y)| frame.at(x, y)).collect();
     if points.len() > 1 {
-        drawing.path(points.clone(), curve.mark.ink, 1.75, None);
+        drawing.path(points.clone(), curve.mark.ink, 1.75, curve.dash);
     }
     let marks = 5.min(points.len());
     for i in 0..marks {
@@ -175,6 +187,31 @@ fn draw_curve(drawing: &mut Drawing, frame: &Frame, curve: &Curve<'_>, phase: f6
 mod tests {
     use super::*;
     use crate::fixture::record;
+    use crate::group::groups;
+    use crate::summary::Summary;
+
+    #[test]
+    fn a_family_is_one_colour_and_its_sizes_are_told_apart_by_shade_and_dash() {
+        let labels = ["LoRA r4", "LoRA r8", "Houlsby 8", "LoRA r16"];
+        let records = labels.map(|label| record(label, 1e-3, 1, 0.5, 0.5));
+        let summary = Summary::of(&records).unwrap();
+        let groups = groups(&records, &summary.metric);
+        let study = Study {
+            summary: &summary,
+            groups: &groups,
+        };
+        let (curves, _) = curves(study);
+        let of = |label: &str| curves.iter().find(|c| c.label == label).unwrap();
+        let largest = of("LoRA r16");
+        assert_eq!(largest.dash, None);
+        for (place, label) in [(1, "LoRA r8"), (2, "LoRA r4")] {
+            assert_eq!(of(label).mark, largest.mark.tinted(TINTS[place]));
+            assert_eq!(of(label).dash, DASHES[place]);
+        }
+        let other = of("Houlsby 8");
+        assert_eq!(other.dash, None);
+        assert_ne!(other.mark.ink, largest.mark.ink);
+    }
 
     #[test]
     fn curves_are_averaged_over_the_steps_all_seeds_logged() {

@@ -1,6 +1,6 @@
 //! How a method looks: a colour that colour-blind readers can tell, and a shape beside it.
 //!
-//! Paper: colours after Okabe & Ito 2008 without their yellow, with two of Tol 2021.
+//! Paper: colours after Okabe & Ito 2008 without their yellow, with two of Tol 2021 and three more.
 
 use super::drawing::{Drawing, Ink};
 use crate::summary::Summary;
@@ -12,7 +12,7 @@ pub(crate) struct Mark {
     shape: usize,
 }
 
-const COLORS: [Ink; 9] = [
+const COLORS: [Ink; 12] = [
     Ink::rgb(0x00, 0x72, 0xb2),
     Ink::rgb(0xd5, 0x5e, 0x00),
     Ink::rgb(0x00, 0x9e, 0x73),
@@ -22,6 +22,9 @@ const COLORS: [Ink; 9] = [
     Ink::rgb(0x33, 0x33, 0x33),
     Ink::rgb(0x88, 0x22, 0x55),
     Ink::rgb(0x99, 0x99, 0x33),
+    Ink::rgb(0x6a, 0x3d, 0xc8),
+    Ink::rgb(0x8c, 0x5a, 0x2b),
+    Ink::rgb(0x7a, 0xc9, 0x43),
 ];
 
 /// Corners of the shapes on the unit circle, by angle in degrees; the first is a circle.
@@ -36,12 +39,20 @@ const SHAPES: [&[f64]; 7] = [
 ];
 
 impl Mark {
-    /// The mark of the `index`th series; 63 differ, as nine colours and seven shapes have no
+    /// The mark of the `index`th series; 84 differ, as twelve colours and seven shapes have no
     /// common factor.
     pub(crate) fn of(index: usize) -> Self {
         Self {
             ink: COLORS[index % COLORS.len()],
             shape: index % SHAPES.len(),
+        }
+    }
+
+    /// The same shape in a paler colour; see [`Ink::tinted`].
+    pub(crate) fn tinted(self, white: f64) -> Self {
+        Self {
+            ink: self.ink.tinted(white),
+            ..self
         }
     }
 
@@ -76,8 +87,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_63_marks_differ() {
-        let marks: Vec<_> = (0..63).map(Mark::of).collect();
+    fn the_first_84_marks_differ() {
+        let marks: Vec<_> = (0..84).map(Mark::of).collect();
         for (i, mark) in marks.iter().enumerate() {
             assert!(!marks[..i].contains(mark), "mark {i} was seen before");
         }

@@ -72,7 +72,7 @@ pub(crate) fn score_by_size(study: Study<'_>) -> Result<Drawing, String> {
 
 fn header<'a>(summary: &Summary, series: &[Series<'_>]) -> Header<'a> {
     let entry = |s: &Series<'_>| Entry {
-        key: Key::Line(s.mark),
+        key: Key::Line(s.mark, None),
         label: s.family.to_owned(),
     };
     let spread = summary
@@ -155,6 +155,9 @@ fn ticks(series: &[Series<'_>]) -> Vec<Tick> {
         .collect()
 }
 
+/// Kinds of size that the axis names; a title of more would leave the paper.
+const MOST_NAMES: usize = 3;
+
 /// `Bottleneck / rank`: every kind of size that is on the axis.
 fn size_names(summary: &Summary) -> String {
     let names: BTreeSet<&str> = summary
@@ -163,6 +166,9 @@ fn size_names(summary: &Summary) -> String {
         .filter_map(|row| row.size.as_ref())
         .map(|s| s.name.as_str())
         .collect();
+    if names.len() > MOST_NAMES {
+        return "Size (rank, bottleneck, ...)".to_owned();
+    }
     let joined = names.into_iter().collect::<Vec<_>>().join(" / ");
     let mut chars = joined.chars();
     chars

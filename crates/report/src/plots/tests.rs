@@ -46,7 +46,7 @@ fn many() -> Vec<Record> {
 /// No text covers another or leaves the paper.
 fn assert_legible(drawing: &Drawing, name: &str) {
     let texts = drawing.shapes.iter().filter_map(|shape| match shape {
-        Shape::Text(text) if !text.upright && !text.text.is_empty() => Some(text),
+        Shape::Text(text) if !text.text.is_empty() => Some(text),
         _ => None,
     });
     let areas: Vec<_> = texts.map(|t| (t.text.as_str(), t.area())).collect();
@@ -101,8 +101,11 @@ fn every_plot_of_a_full_study_is_drawn_and_legible() {
 }
 
 #[test]
-fn a_study_of_one_trial_has_all_but_the_heat_map() {
-    let plots = plots(&[record("LoRA r8", 1e-3, 1, 0.9, 0.9)]);
+fn a_study_of_one_learning_rate_has_all_but_the_heat_map() {
+    let plots = plots(&[
+        record("LoRA r8", 1e-3, 1, 0.9, 0.9),
+        record("LoRA r4", 1e-3, 1, 0.8, 0.8),
+    ]);
     assert_eq!(
         names(&plots),
         [
@@ -138,6 +141,7 @@ fn equal_scores_and_a_perfect_score_are_drawn() {
             })
             .collect();
         records.push(record("Full", 1e-3, 1, score, score));
+        records.push(record("Full", 1e-4, 1, score, score));
         let plots = plots(&records);
         assert_eq!(plots.drawn.len(), PLOTS.len());
         plots.drawn.iter().for_each(assert_sound);
@@ -176,4 +180,28 @@ fn methods_without_trained_parameters_are_a_dashed_line() {
     let plots = plots(&records);
     plots.drawn.iter().for_each(assert_sound);
     assert!(plots.drawn[0].svg.contains("Zero"));
+}
+
+#[test]
+fn the_title_of_an_axis_stays_on_the_paper_however_many_kinds_of_size_there_are() {
+    let mut records = Vec::new();
+    for (place, name) in [
+        "rank",
+        "bottleneck",
+        "num_virtual_tokens",
+        "n_frequency",
+        "block_size",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for size in [4, 8] {
+            let mut one = record(&format!("Method{place} r{size}"), 1e-3, 1, 0.5, 0.5);
+            one.trial.size.as_mut().unwrap().name = format!("{name}_of_the_method");
+            records.push(one);
+        }
+    }
+    with_study(&records, |study| {
+        assert_legible(&size::score_by_size(study).unwrap(), "score_by_size");
+    });
 }

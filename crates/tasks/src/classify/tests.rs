@@ -156,3 +156,29 @@ fn a_limit_without_room_for_text_is_refused() {
     let error = ClassEncoder::new(pair, &tokenizer(), &train).err().unwrap();
     assert!(error.to_string().contains("expected at least 4"), "{error}");
 }
+
+#[test]
+fn an_empty_label_is_an_error_with_its_row_in_any_split() {
+    let message = |table: &Table| {
+        let encoder = ClassEncoder::new(config(8), &tokenizer(), table);
+        encoder.err().unwrap().to_string()
+    };
+    for rows in ["good\t1\nfilm\t\nbad\t0\n", "good\t1\nfilm\t \nbad\t0\n"] {
+        let found = message(&table(rows));
+        assert!(
+            found.contains("`sst.tsv` line 2") && found.contains("`label` is empty"),
+            "{found}"
+        );
+    }
+    let encoder = ClassEncoder::new(config(8), &tokenizer(), &table("good\t1\nbad\t0\n")).unwrap();
+    let error = encoder
+        .encode(&table("bad\t0\nfilm\t\n"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("line 2") && error.contains("is empty"),
+        "{error}"
+    );
+    let named = Labels::new(vec!["no".into(), String::new()]).unwrap_err();
+    assert!(named.to_string().contains("is empty"), "{named}");
+}
