@@ -1,6 +1,7 @@
 //! A task's examples, tokenised.
 
 mod encode;
+mod mixture;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,6 +32,8 @@ pub struct Example {
     pub input: String,
     /// The reference answer as text.
     pub expected: String,
+    /// The number of its task; 0 where there is one.
+    pub task: usize,
 }
 
 /// What is to be learnt of an example.
@@ -71,8 +74,11 @@ impl tasks::split::Example for Example {
     }
 }
 
-/// The task's rows, before they meet a tokenizer.
-pub struct Tables {
+/// The rows of a task, or of every task of a mixture, before they meet a tokenizer.
+pub struct Tables(Vec<Rows>);
+
+/// The rows of one task.
+struct Rows {
     splits: [(&'static str, Table); 3],
 }
 
@@ -81,9 +87,13 @@ pub struct Tables {
 /// # Errors
 /// If a file cannot be read; the error names file and line.
 pub fn tables(task: &Task) -> Result<Tables> {
-    let (Task::Completion { data, .. } | Task::Classification { data, .. }) = task;
+    let rows = task.members().into_iter().map(|(_, task)| rows(task));
+    Ok(Tables(rows.collect::<Result<_>>()?))
+}
+
+fn rows(task: &Task) -> Result<Rows> {
     let names = ["train", "dev", "test"];
-    let tables = match data {
+    let tables = match task.data() {
         DataSource::Scenario(source) => {
             let scenario = Scenario::generate(source.scenario, &source.sizes)?;
             let parts = [&scenario.train, &scenario.dev, &scenario.test];
@@ -113,23 +123,38 @@ pub fn tables(task: &Task) -> Result<Tables> {
     };
     let mut tables = tables.into_iter();
     let splits = names.map(|name| (name, tables.next().expect("three splits")));
-    Ok(Tables { splits })
+    Ok(Rows { splits })
 }
 
 impl Tables {
-    /// SHA-256 of each split.
-    pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        self.splits
-            .iter()
-            .map(|(name, table)| (name.to_string(), table.sha256.clone()))
-            .collect()
+    /// SHA-256 of each split of the task they were read for.
+    pub fn fingerprints(&self, task: &Task) -> BTreeMap<String, String> {
+        let members = task.members().into_iter().zip(&self.0);
+        let splits = members.flat_map(|((task, _), rows)| {
+            let splits = rows.splits.iter();
+            splits.map(move |(split, table)| (told_apart(task, split), table.sha256.clone()))
+        });
+        splits.collect()
     }
 
-    /// The class names of a classification task, empty for completions.
+    /// The class names of the task they were read for, empty for completions.
     ///
     /// # Errors
-    /// If the labels make no classification.
+    /// If the labels make no classification, or those of two tasks of a mixture differ.
     pub fn labels(&self, task: &Task) -> Result<Vec<String>> {
+        let members = task.members().into_iter().zip(&self.0);
+        let labels = members.map(|((name, task), rows)| Ok((name, rows.labels(task)?)));
+        mixture::same_labels(labels.collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// A name that says which task of a mixture something is of.
+fn told_apart(task: Option<&str>, name: &str) -> String {
+    task.map_or_else(|| name.into(), |task| format!("{task}/{name}"))
+}
+
+impl Rows {
+    fn labels(&self, task: &Task) -> Result<Vec<String>> {
         let Task::Classification { label, labels, .. } = task else {
             return Ok(Vec::new());
         };
@@ -145,7 +170,7 @@ impl Tables {
     }
 }
 
-fn assemble(encoded: Encoded, tables: &Tables, limit: &Limit) -> Data {
+fn assemble(encoded: Encoded, tables: &Rows, limit: &Limit) -> Data {
     // The same draw for every trial: seeds vary training, not the question.
     const DRAW: u64 = 0;
     let limits = [limit.train, limit.dev, limit.test];
@@ -221,8 +246,16 @@ fn chat_template(task: &Task, folder: &Path) -> Result<Option<ChatTemplate>> {
 /// # Errors
 /// If the task's rows are chats and there is no usable template.
 pub fn chat_fingerprint(task: &Task, folder: &Path) -> Result<Option<String>> {
-    let template = chat_template(task, folder)?;
-    Ok(template.map(|template| sha256(template.source().as_bytes())))
+    let mut hashes = Vec::new();
+    for (_, task) in task.members() {
+        let template = chat_template(task, folder)?;
+        hashes.push(template.map(|template| sha256(template.source().as_bytes())));
+    }
+    Ok(match hashes.len() {
+        1 => hashes.remove(0),
+        _ if hashes.iter().all(Option::is_none) => None,
+        _ => Some(sha256(format!("{hashes:?}").as_bytes())),
+    })
 }
 
 /// Everything a trial needs of its task.
@@ -253,17 +286,18 @@ pub fn prepare(
     let loaded = source::load(folder, classes, &mut init)
         .with_context(|| format!("cannot load the base model `{}`", folder.display()))?;
     let tokenizer = source::tokenizer(folder, &loaded.model)?;
-    let chat = chat_template(task, folder)?;
-    let encoded = encode(
-        &tables,
-        task,
-        &loaded.model,
-        source::eos(&loaded.config, &tokenizer),
-        &tokenizer,
-        chat,
-    )?;
-    let (Task::Completion { limit, .. } | Task::Classification { limit, .. }) = task;
-    let data = assemble(encoded, &tables, limit);
+    let mut parts = Vec::new();
+    for ((name, task), rows) in task.members().into_iter().zip(&tables.0) {
+        let chat = chat_template(task, folder)?;
+        let eos = source::eos(&loaded.config, &tokenizer);
+        let encoded = encode(rows, task, &loaded.model, eos, &tokenizer, chat);
+        let encoded = match name {
+            Some(name) => encoded.with_context(|| format!("task `{name}`"))?,
+            None => encoded?,
+        };
+        parts.push((name, assemble(encoded, rows, task.limit())));
+    }
+    let data = mixture::joined(parts)?;
     if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
         anyhow::bail!("the example `{}` has no tokens", example.input());
     }

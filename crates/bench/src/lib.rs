@@ -21,6 +21,7 @@ pub mod flops;
 pub mod hub;
 pub mod layer_drop;
 pub mod memory;
+pub mod mixture;
 pub mod pretrain;
 pub mod process;
 pub mod progress;

@@ -12,9 +12,10 @@ use report::record::{CurvePoint, TimeInfo};
 
 use crate::adamw::AdamW;
 use crate::adversarial::Adversary;
-use crate::batching::{TrainBatch, collate, epoch};
+use crate::batching::{TrainBatch, collate};
 use crate::evaluate::Evaluator;
 use crate::layer_drop::{LayerDrop, as_evaluated};
+use crate::mixture;
 use crate::progress::Progress;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
@@ -165,7 +166,7 @@ impl<'a> Run<'a> {
     fn epoch(&mut self, pass: usize, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
         let examples = &self.evaluator.data.splits.train;
         let seed = self.seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
-        let batches = epoch(examples, self.config.batch_size, seed);
+        let batches = mixture::epoch(self.evaluator.task, examples, self.config.batch_size, seed);
         let mut done = 0;
         for group in batches.chunks(self.config.accumulation) {
             self.optimizer_step(group)?;

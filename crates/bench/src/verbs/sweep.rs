@@ -19,7 +19,7 @@ use crate::process::{self, Claim};
 use crate::progress;
 use crate::registry::Registry;
 use crate::source;
-use crate::study::{Study, Task};
+use crate::study::Study;
 use crate::trial::{Trial, expand};
 
 /// Exit code of a sweep in which a trial failed.
@@ -132,7 +132,7 @@ impl Sweep {
 
 /// Fingerprints of the model and the data.
 fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, String>> {
-    let mut sources = tables.fingerprints();
+    let mut sources = tables.fingerprints(&study.task);
     let chat = data::chat_fingerprint(&study.task, Path::new(&study.model))?;
     sources.extend(chat.map(|hash| ("chat_template".to_string(), hash)));
     sources.insert(
@@ -157,8 +157,7 @@ fn check_on_model(
     let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
     let geometry = loaded.model.geometry();
     layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
-    let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
-        &study.task;
+    let max_length = study.task.max_length();
     let mut lines = String::new();
     for trial in trials {
         let method = trial.method(registry)?;
