@@ -96,7 +96,7 @@ fn died(trial: &Trial, registry: &Registry, status: std::process::ExitStatus) ->
     empty_record(trial, registry, status)
 }
 
-fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
+pub(crate) fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
     Ok(Record {
         schema: SCHEMA,
         trial: trial.info(registry)?,

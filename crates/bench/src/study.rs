@@ -36,6 +36,10 @@ pub struct Study {
     /// Seeds; every method is run with each.
     #[serde(default = "default_seeds")]
     pub seeds: Vec<u64>,
+    /// On how many of the seeds, the first ones, learning rates are tried; the other seeds run at
+    /// the best of them on dev. All of them where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning_seeds: Option<usize>,
     /// Number of test prompts answered before and after training, for the report.
     #[serde(default)]
     pub samples: usize,
@@ -215,6 +219,9 @@ impl Study {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("`{key}` is 0 or empty, expected at least 1"));
+        }
+        if self.tuning_seeds == Some(0) {
+            return Err("`tuning_seeds` is 0, expected at least 1".into());
         }
         if !(0.0..1.0).contains(&train.warmup) {
             let found = train.warmup;

@@ -57,6 +57,7 @@ fn a_mixture_is_scored_task_by_task_as_each_task_alone_and_by_the_mean() {
     let record = execute::run(&trial, &registry, Some(&out), &mut Silent).unwrap();
     assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
     let device = peft_core::device("cpu").unwrap();
+    let training = device.clone().autodiff();
     let (mut losses, mut answers) = (Vec::new(), Vec::new());
     for (name, task) in trial.task.members() {
         let name = name.unwrap();
@@ -65,8 +66,8 @@ fn a_mixture_is_scored_task_by_task_as_each_task_alone_and_by_the_mean() {
             loaded,
             data,
             tokenizer,
-        } = data::prepare(task, model, 0, &device).unwrap();
-        let mut init = peft_core::Init::new(0, &device);
+        } = data::prepare(task, model, 0, &training).unwrap();
+        let mut init = peft_core::Init::new(0, &training);
         let adapted = bench::adapter::load(loaded.model, &out, &registry, &mut init).unwrap();
         let evaluator = Evaluator {
             task,

@@ -2,9 +2,11 @@
 //!
 //! [`contract_tests!`](crate::contract_tests) turns them into one test per claim.
 
+use std::cell::Cell;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, adapt};
@@ -384,7 +386,12 @@ macro_rules! contract_tests {
     };
 }
 
-/// Random values on a device, for tests.
+/// Random values on a device, for tests: others with every call, and the same whenever a test, which
+/// has a thread of its own, is run again.
 pub fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+    thread_local! {
+        static CALLS: Cell<u64> = const { Cell::new(1000) };
+    }
+    let call = CALLS.replace(CALLS.get() + 1);
+    Init::new(call, device).normal(shape, 1.0)
 }

@@ -38,6 +38,56 @@ pub trait Projection: Module + 'static {
     fn packing(&self) -> Option<String> {
         None
     }
+
+    /// The same without what only training needs, if there is a difference.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
+}
+
+/// A layer over another that changes its weight and nothing else: bias and shape are the base's,
+/// and both merge into one plain layer.
+pub trait Reweighted: Module + 'static {
+    /// The layer below.
+    fn base(&self) -> &Proj;
+
+    /// Applies the map; see [`Projection::forward`].
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3>;
+
+    /// The effective weight, `[d_in, d_out]`.
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2>;
+
+    /// See [`Projection::settled`].
+    fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
+}
+
+impl<R: Reweighted> Projection for R {
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        Reweighted::forward(self, x, pass)
+    }
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
+        Reweighted::weight(self, pass)
+    }
+    fn bias(&self) -> Option<Tensor<1>> {
+        Reweighted::base(self).bias()
+    }
+    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
+        Some(Dense::new(
+            Reweighted::weight(self, pass),
+            Reweighted::base(self).bias(),
+        ))
+    }
+    fn dims(&self) -> (usize, usize) {
+        Reweighted::base(self).dims()
+    }
+    fn base(&self) -> Option<&Proj> {
+        Some(Reweighted::base(self))
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Reweighted::settled(self, pass)
+    }
 }
 
 /// Object-safe form of [`Projection`]; implemented for every one of them.
@@ -60,6 +110,7 @@ pub trait ErasedProjection {
     fn dims(&self) -> (usize, usize);
     fn base(&self) -> Option<&Proj>;
     fn packing(&self) -> Option<String>;
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj>;
 }
 
 #[doc(hidden)]
@@ -86,6 +137,9 @@ impl<P: Projection> ErasedProjection for P {
     }
     fn packing(&self) -> Option<String> {
         Projection::packing(self)
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Projection::settled(self, pass)
     }
 }
 
@@ -153,6 +207,11 @@ impl Proj {
     /// How the weight is packed; see [`Projection::packing`].
     pub fn packing(&self) -> Option<String> {
         self.0.projection().packing()
+    }
+
+    /// The same without what only training needs; see [`Projection::settled`].
+    pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.projection().settled(pass)
     }
 
     /// The concrete projection, if it is a `P`.
