@@ -102,7 +102,8 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
         );
         Targets::Classes(ints(classes))
     };
-    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device);
+    let tasks: Vec<usize> = examples.iter().map(|example| example.task).collect();
+    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks);
     TrainBatch {
         batch,
         targets,
@@ -117,6 +118,7 @@ mod tests {
 
     fn examples() -> Vec<Example> {
         let example = |i: usize| Example {
+            task: 0,
             ids: vec![1; 1 + (i * 7) % 23],
             target: Target::Class(0),
             input: i.to_string(),
@@ -132,6 +134,7 @@ mod tests {
         let shape = models::Gpt2Config::new(64, 16, 32, 2, 2);
         let model = Model::random_gpt2(shape, &mut init).unwrap();
         let example = |target| Example {
+            task: 0,
             ids: (10..18).collect(),
             target,
             input: String::new(),

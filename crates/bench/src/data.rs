@@ -1,13 +1,14 @@
 //! A task's examples, tokenised.
 
 mod encode;
+mod mixture;
 mod tables;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use models::Loaded;
 use report::record::DataInfo;
 use tasks::chat_template::ChatTemplate;
@@ -20,6 +21,7 @@ use crate::source;
 use crate::study::{Limit, Task};
 
 use encode::{Encoded, encode};
+use tables::{Rows, told_apart};
 pub use tables::{Tables, tables};
 
 /// One example as the model takes it.
@@ -33,6 +35,8 @@ pub struct Example {
     pub input: String,
     /// The reference answer as text.
     pub expected: String,
+    /// The number of its task; 0 where there is one.
+    pub task: usize,
 }
 
 /// What is to be learnt of an example.
@@ -103,7 +107,7 @@ impl Data {
             "examples of up to {longest} tokens and {virtual_tokens} virtual ones do not fit the \
              model's {positions} positions; lower `max_length` or `num_virtual_tokens`"
         );
-        let Task::Completion { max_new_tokens, .. } = task else {
+        let Some(max_new_tokens) = task.max_new_tokens() else {
             return Ok(());
         };
         let asked = splits.dev.iter().chain(&splits.test);
@@ -124,7 +128,7 @@ impl tasks::split::Example for Example {
     }
 }
 
-fn assemble(encoded: Encoded, tables: &Tables, limit: &Limit) -> Data {
+fn assemble(encoded: Encoded, tables: &Rows, limit: &Limit) -> Data {
     // The same draw for every trial: seeds vary training, not the question.
     const DRAW: u64 = 0;
     let limits = [limit.train, limit.dev, limit.test];
@@ -200,8 +204,16 @@ fn chat_template(task: &Task, folder: &Path) -> Result<Option<ChatTemplate>> {
 /// # Errors
 /// If the task's rows are chats and there is no usable template.
 pub fn chat_fingerprint(task: &Task, folder: &Path) -> Result<Option<String>> {
-    let template = chat_template(task, folder)?;
-    Ok(template.map(|template| sha256(template.source().as_bytes())))
+    let mut hashes = Vec::new();
+    for (_, task) in task.members() {
+        let template = chat_template(task, folder)?;
+        hashes.push(template.map(|template| sha256(template.source().as_bytes())));
+    }
+    Ok(match hashes.len() {
+        1 => hashes.remove(0),
+        _ if hashes.iter().all(Option::is_none) => None,
+        _ => Some(sha256(format!("{hashes:?}").as_bytes())),
+    })
 }
 
 /// Everything a trial needs of its task.
@@ -247,13 +259,23 @@ pub fn examples(
     tables: &Tables,
     loaded: &Loaded,
 ) -> Result<(Data, Tokenizer)> {
-    encode::check(task, &loaded.model)?;
     let tokenizer = source::tokenizer(folder, &loaded.model)?;
-    let chat = chat_template(task, folder)?;
-    let eos = source::eos(&loaded.config, &tokenizer);
-    let encoded = encode(tables, task, eos, &tokenizer, chat)?;
-    let (Task::Completion { limit, .. } | Task::Classification { limit, .. }) = task;
-    let data = assemble(encoded, tables, limit);
+    let mut parts = Vec::new();
+    for ((name, task), rows) in task.members().into_iter().zip(&tables.0) {
+        let part = || -> Result<Data> {
+            encode::check(task, &loaded.model)?;
+            let chat = chat_template(task, folder)?;
+            let eos = source::eos(&loaded.config, &tokenizer);
+            let encoded = encode(rows, task, eos, &tokenizer, chat)?;
+            Ok(assemble(encoded, rows, task.limit()))
+        };
+        let part = match name {
+            Some(name) => part().with_context(|| format!("task `{name}`"))?,
+            None => part()?,
+        };
+        parts.push((name, part));
+    }
+    let data = mixture::joined(parts)?;
     if let Some(example) = data.splits.train.iter().find(|e| e.ids.is_empty()) {
         anyhow::bail!("the example `{}` has no tokens", example.input());
     }

@@ -59,6 +59,9 @@ impl Evaluator<'_> {
                 })
             }
             Task::Classification { .. } => self.classes(&model, examples),
+            Task::Mixture(mixture) => {
+                self.each(mixture, examples, |task, part| task.quick(&model, part))
+            }
         }
     }
 
@@ -67,6 +70,9 @@ impl Evaluator<'_> {
     /// # Errors
     /// If a metric is not defined for the split.
     pub fn full(&self, model: &Adapted<Model>, examples: &[Example]) -> Result<Scores> {
+        if let Task::Mixture(mixture) = self.task {
+            return self.each(mixture, examples, |task, part| task.full(model, part));
+        }
         let mut scores = self.quick(model, examples)?;
         if matches!(self.task, Task::Completion { .. }) {
             let answers = self.answers(&model.valid(), examples);
@@ -133,10 +139,16 @@ impl Evaluator<'_> {
 
     /// Greedy answers to the examples' prompts.
     pub fn answers(&self, model: &Adapted<Model>, examples: &[Example]) -> Vec<String> {
-        let Task::Completion { max_new_tokens, .. } = self.task else {
-            return Vec::new();
+        let max_new_tokens = match self.task {
+            Task::Completion { max_new_tokens, .. } => max_new_tokens,
+            Task::Classification { .. } => return Vec::new(),
+            Task::Mixture(mixture) => {
+                return self
+                    .answers_each(mixture, examples, |task, part| task.answers(model, part));
+            }
         };
         let generation = Generation {
+            task: examples.first().map_or(0, |example| example.task),
             max_new_tokens: *max_new_tokens,
             eos: self.data.eos.into_iter().collect(),
             choice: Choice::Greedy,

@@ -207,6 +207,7 @@ mod tests {
 
     fn batch(model: &Adapted<Model>, left_out: &[usize]) -> TrainBatch {
         let example = Example {
+            task: 0,
             ids: (0..8).map(|i| (i * 7) % 64).collect(),
             target: Target::Completion(1),
             input: String::new(),

@@ -22,6 +22,7 @@ pub mod groups;
 pub mod hub;
 pub mod layer_drop;
 pub mod memory;
+pub mod mixture;
 mod plain;
 pub mod plan;
 pub mod pretrain;

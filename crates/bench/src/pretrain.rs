@@ -108,6 +108,7 @@ fn rows(corpus: &[String], tokenizer: &Tokenizer, eos: u32) -> Result<Vec<Exampl
         ids.push(eos);
         let (input, expected) = (String::new(), String::new());
         Ok(Example {
+            task: 0,
             ids,
             target: Target::Completion(1),
             input,

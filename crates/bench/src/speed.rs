@@ -258,6 +258,7 @@ fn ceiling(tokens: usize, width: usize) -> f64 {
 fn random_examples(vocab: usize, causal: bool, work: Work) -> Vec<Example> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let example = |row: usize| Example {
+        task: 0,
         ids: (0..work.seq)
             .map(|_| rng.random_range(0..vocab as u32))
             .collect(),

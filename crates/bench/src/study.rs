@@ -1,12 +1,12 @@
 //! Study files: the question, and what differs from the defaults.
 
+mod mixture;
 mod task;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tasks::chat_template::ChatTemplate;
 
 use crate::adversarial::Adversarial;
 use crate::error::BenchError;
@@ -16,6 +16,7 @@ use crate::layer_drop::{self, AdapterDrop};
 use crate::plain;
 use crate::schedule::Decay;
 
+pub use mixture::Mixture;
 pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
 
 /// A study as its file states it.
@@ -237,18 +238,10 @@ impl Study {
             Some(id) => study.model = id.to_string(),
             None => resolve(&mut study.model)?,
         }
-        if let DataSource::Files(files) = study.task.data_mut() {
-            for path in [&mut files.train, &mut files.dev, &mut files.test] {
+        for task in study.task.members_mut() {
+            for path in task.paths_mut() {
                 resolve(path)?;
             }
-        }
-        if let Task::Completion {
-            chat_template: Some(choice),
-            ..
-        } = &mut study.task
-            && ChatTemplate::builtins().all(|name| name != choice)
-        {
-            resolve(choice)?;
         }
         Ok(study)
     }

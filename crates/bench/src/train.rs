@@ -12,10 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
 use crate::adversarial::Adversary;
-use crate::batching::{TrainBatch, collate, epoch};
+use crate::batching::{TrainBatch, collate};
 use crate::evaluate::Evaluator;
 use crate::groups::Groups;
 use crate::layer_drop::{LayerDrop, as_evaluated};
+use crate::mixture;
 use crate::progress::Progress;
 use crate::quantile::quantile;
 use crate::schedule::Schedule;
@@ -187,7 +188,7 @@ impl<'a> Run<'a> {
         self.stepper.enter_epoch(pass);
         let examples = &self.evaluator.data.splits.train;
         let seed = self.seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
-        let batches = epoch(examples, self.config.batch_size, seed);
+        let batches = mixture::epoch(self.evaluator.task, examples, self.config.batch_size, seed);
         let mut done = 0;
         for group in batches.chunks(self.config.accumulation) {
             self.optimizer_step(group)?;

@@ -270,10 +270,9 @@ pub fn single(
 /// Hashes everything that decides the result. Paths do not: the files' fingerprints stand for them.
 fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     let mut task = serde_json::to_value(&trial.task).expect("tasks serialise");
-    if let Some(Value::Object(data)) = task.get_mut("data") {
-        ["train", "dev", "test"].iter().for_each(|split| {
-            data.remove(*split);
-        });
+    forget_paths(&mut task);
+    if let Some(Value::Object(tasks)) = task.get_mut("tasks") {
+        tasks.values_mut().for_each(forget_paths);
     }
     let decisive = serde_json::json!({
         "generation": GENERATION, "sources": sources, "task": task, "train": trial.train,
@@ -283,6 +282,14 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     });
     trial.hash = hex(&Sha256::digest(decisive.to_string().as_bytes()));
     trial
+}
+
+fn forget_paths(task: &mut Value) {
+    if let Some(Value::Object(data)) = task.get_mut("data") {
+        ["train", "dev", "test"].iter().for_each(|split| {
+            data.remove(*split);
+        });
+    }
 }
 
 #[cfg(test)]

@@ -121,6 +121,21 @@ impl Batch {
         }
     }
 
+    /// The batch with the number of every row's task.
+    ///
+    /// # Panics
+    /// If there are not as many numbers as rows.
+    #[must_use]
+    pub fn of_tasks(mut self, tasks: &[usize]) -> Self {
+        let [rows, _] = self.ids.dims();
+        assert_eq!(tasks.len(), rows, "every row has a task");
+        let numbers: Vec<i64> = tasks.iter().map(|task| *task as i64).collect();
+        let several = tasks.iter().any(|task| *task != 0);
+        let device = self.ids.device();
+        self.tasks = several.then(|| Tensor::from_data(TensorData::new(numbers, [rows]), &device));
+        self
+    }
+
     /// Pads rows to the longest.
     ///
     /// # Panics

@@ -39,6 +39,8 @@ pub struct Generation {
     pub eos: Vec<u32>,
     /// How tokens are chosen.
     pub choice: Choice,
+    /// The number of the prompts' task, for methods that go by the task; 0 where there is one.
+    pub task: usize,
 }
 
 /// Why a text ended.
@@ -164,7 +166,12 @@ impl<'a> Decoder<'a> {
             cache: Cache::new(),
             memory: Memory::new(),
             rngs: (0..prompts.len()).map(rng).collect(),
-            next: Batch::new(prompts, 0, Side::Left, positions, device),
+            next: Batch::new(prompts, 0, Side::Left, positions, device).of_tasks(&vec![
+                generation
+                    .task;
+                prompts
+                    .len()
+            ]),
             masks: prompts.iter().map(mask).collect(),
             lengths: prompts.iter().map(|p| p.len()).collect(),
             texts: vec![Vec::new(); prompts.len()],
@@ -318,6 +325,7 @@ mod tests {
         let host = Model::random_gpt2(config, &mut peft_core::Init::new(3, &device)).unwrap();
         let adapted = Adapted::plain(host);
         let generation = Generation {
+            task: 0,
             max_new_tokens: 5,
             eos,
             choice: Choice::Greedy,

@@ -127,6 +127,7 @@ fn greedy_generation_agrees(name: &str) {
     let golden = state::load(&folder(name).join("golden.safetensors")).unwrap();
     let prompt: Vec<u32> = ints(&golden["prompt"]).iter().map(|t| *t as u32).collect();
     let generation = Generation {
+        task: 0,
         max_new_tokens: 12,
         eos: Vec::new(),
         choice: Choice::Greedy,
@@ -171,6 +172,7 @@ fn generation_with_a_cache_equals_generation_without() {
         let model = load(&folder(name), &device);
         let mut text: Vec<u32> = vec![5, 9, 33, 8, 21];
         let generation = Generation {
+            task: 0,
             max_new_tokens: 15,
             eos: Vec::new(),
             choice: Choice::Greedy,
@@ -230,6 +232,7 @@ fn external_generation_agrees(base: &Path, expected: &Path) {
         let output = &expected[&name.replace("prompt", "output")];
         let output: Vec<u32> = ints(output).iter().map(|t| *t as u32).collect();
         let generation = Generation {
+            task: 0,
             max_new_tokens: output.len() - prompt.len(),
             eos: Vec::new(),
             choice: Choice::Greedy,

@@ -87,6 +87,7 @@ fn generation_with_a_cache_sees_virtual_tokens_once() {
     for model in [gpt2(), llama()] {
         let prompts: [&[u32]; 2] = [&[1, 2, 3, 9], &[3]];
         let generation = Generation {
+            task: 0,
             max_new_tokens: 5,
             eos: Vec::new(),
             choice: Choice::Greedy,

@@ -217,7 +217,8 @@ pub struct Prediction {
     pub predicted: String,
     /// The reference.
     pub expected: String,
-    /// The example's own score on the study's metric (1 or 0 for accuracy and exact match).
+    /// The example's own score on the study's metric (1 or 0 for accuracy and exact match); where a
+    /// study mixes tasks of different size, weighted so that every task counts alike.
     pub score: f64,
 }
 

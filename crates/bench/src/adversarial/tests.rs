@@ -57,6 +57,7 @@ fn trainee(build: Build, storage: Option<&dyn Storage>) -> Trainee {
 fn batch(trainee: &Trainee) -> TrainBatch {
     let host = &trainee.model.host;
     let example = |length: u32| Example {
+        task: 0,
         ids: (0..length).map(|i| (5 + i * 7) % 31).collect(),
         target: match host.is_causal() {
             true => Target::Completion(2),

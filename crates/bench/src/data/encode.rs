@@ -8,7 +8,7 @@ use tasks::lm::{EndOfTurn, LmConfig, LmEncoder, LmExample};
 use tasks::read::Table;
 use tokenizers::Tokenizer;
 
-use super::{Example, Tables, Target};
+use super::{Example, Rows, Target};
 use crate::study::Task;
 
 /// The examples of the three splits and what goes with them.
@@ -44,6 +44,7 @@ pub(super) fn check(task: &Task, model: &Model) -> Result<()> {
             );
             *max_length
         }
+        Task::Mixture(_) => unreachable!("its tasks are checked one by one"),
     };
     let limit = model.max_length();
     ensure!(
@@ -59,7 +60,7 @@ pub(super) fn check(task: &Task, model: &Model) -> Result<()> {
 /// # Errors
 /// If a row lacks a field or has an unknown label.
 pub(super) fn encode(
-    tables: &Tables,
+    tables: &Rows,
     task: &Task,
     eos: Result<u32>,
     tokenizer: &Tokenizer,
@@ -104,10 +105,11 @@ pub(super) fn encode(
             let encoder = ClassEncoder::new(class, tokenizer, &tables.splits[0].1)?;
             classes(&encoder, tables)
         }
+        Task::Mixture(_) => unreachable!("its tasks are encoded one by one"),
     }
 }
 
-fn completions(encoder: &LmEncoder, tables: &Tables, eos: u32) -> Result<Encoded> {
+fn completions(encoder: &LmEncoder, tables: &Rows, eos: u32) -> Result<Encoded> {
     let mut encoded = Encoded {
         examples: Vec::new(),
         labels: Vec::new(),
@@ -144,6 +146,7 @@ fn completion(example: LmExample) -> Example {
         },
     };
     Example {
+        task: 0,
         target,
         ids: example.ids,
         input: example.prompt_text,
@@ -151,9 +154,10 @@ fn completion(example: LmExample) -> Example {
     }
 }
 
-fn classes(encoder: &ClassEncoder, tables: &Tables) -> Result<Encoded> {
+fn classes(encoder: &ClassEncoder, tables: &Rows) -> Result<Encoded> {
     let split = |(_, table): &(_, Table)| {
         let examples = encoder.encode(table)?.into_iter().map(|e| Example {
+            task: 0,
             target: Target::Class(e.label),
             expected: encoder.labels().names()[e.label].clone(),
             ids: e.ids,

@@ -9,11 +9,15 @@ use peft_core::Init;
 use tasks::read::{Table, parse, read};
 use tasks::scenario::Scenario;
 
+use super::mixture::same_labels;
 use crate::source;
 use crate::study::{DataSource, Task};
 
-/// The task's rows, before they meet a tokenizer.
-pub struct Tables {
+/// The rows of a task, or of every task of a mixture, before they meet a tokenizer.
+pub struct Tables(pub(super) Vec<Rows>);
+
+/// The rows of one task.
+pub(super) struct Rows {
     pub(super) splits: [(&'static str, Table); 3],
 }
 
@@ -22,9 +26,13 @@ pub struct Tables {
 /// # Errors
 /// If a file cannot be read; the error names file and line.
 pub fn tables(task: &Task) -> Result<Tables> {
-    let (Task::Completion { data, .. } | Task::Classification { data, .. }) = task;
+    let rows = task.members().into_iter().map(|(_, task)| rows(task));
+    Ok(Tables(rows.collect::<Result<_>>()?))
+}
+
+fn rows(task: &Task) -> Result<Rows> {
     let names = ["train", "dev", "test"];
-    let tables = match data {
+    let tables = match task.data() {
         DataSource::Scenario(source) => {
             let scenario = Scenario::generate(source.scenario, &source.sizes)?;
             let parts = [&scenario.train, &scenario.dev, &scenario.test];
@@ -54,7 +62,7 @@ pub fn tables(task: &Task) -> Result<Tables> {
     };
     let mut tables = tables.into_iter();
     let splits = names.map(|name| (name, tables.next().expect("three splits")));
-    Ok(Tables { splits })
+    Ok(Rows { splits })
 }
 
 impl Tables {
@@ -69,19 +77,34 @@ impl Tables {
             .with_context(|| format!("cannot load the base model `{}`", folder.display()))
     }
 
-    /// SHA-256 of each split.
-    pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        self.splits
-            .iter()
-            .map(|(name, table)| (name.to_string(), table.sha256.clone()))
-            .collect()
+    /// SHA-256 of each split of the task they were read for.
+    pub fn fingerprints(&self, task: &Task) -> BTreeMap<String, String> {
+        let members = task.members().into_iter().zip(&self.0);
+        let splits = members.flat_map(|((task, _), rows)| {
+            let splits = rows.splits.iter();
+            splits.map(move |(split, table)| (told_apart(task, split), table.sha256.clone()))
+        });
+        splits.collect()
     }
 
-    /// The class names of a classification task, empty for completions.
+    /// The class names of the task they were read for, empty for completions.
     ///
     /// # Errors
-    /// If the labels make no classification.
+    /// If the labels make no classification, or those of two tasks of a mixture differ.
     pub fn labels(&self, task: &Task) -> Result<Vec<String>> {
+        let members = task.members().into_iter().zip(&self.0);
+        let labels = members.map(|((name, task), rows)| Ok((name, rows.labels(task)?)));
+        same_labels(labels.collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// A name that says which task of a mixture something is of.
+pub(super) fn told_apart(task: Option<&str>, name: &str) -> String {
+    task.map_or_else(|| name.into(), |task| format!("{task}/{name}"))
+}
+
+impl Rows {
+    fn labels(&self, task: &Task) -> Result<Vec<String>> {
         let Task::Classification { label, labels, .. } = task else {
             return Ok(Vec::new());
         };

@@ -162,6 +162,7 @@ fn texts_generated_token_by_token_are_those_of_whole_passes() {
         let model = contract::perturbed(model, 0.5).valid();
         let prompts: [&[u32]; 2] = [&[1, 5, 2], &[7, 9, 11, 30, 4]];
         let generation = models::Generation {
+            task: 0,
             max_new_tokens: 6,
             eos: Vec::new(),
             choice: models::Choice::Greedy,

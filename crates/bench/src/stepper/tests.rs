@@ -23,6 +23,7 @@ fn stepper(device: &Device) -> Stepper {
 
 fn examples() -> Vec<Example> {
     let example = |row: u32| Example {
+        task: 0,
         ids: (0..8).map(|i| (row * 13 + i * 7) % 64).collect(),
         target: Target::Completion(1),
         input: String::new(),

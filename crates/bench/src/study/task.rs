@@ -1,11 +1,14 @@
 //! What a study asks a model to learn, and from which data.
 
 use serde::{Deserialize, Serialize};
+use tasks::chat_template::ChatTemplate;
 use tasks::layout::Layout;
 use tasks::lm::LossOn;
 use tasks::metric::Metric;
 use tasks::read::ReadOptions;
 use tasks::scenario::ScenarioConfig;
+
+use super::Mixture;
 
 /// What the model is to learn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,6 +69,8 @@ pub enum Task {
         #[serde(default)]
         limit: Limit,
     },
+    /// Several tasks at once.
+    Mixture(Mixture),
 }
 
 fn default_prompt() -> String {
@@ -80,11 +85,95 @@ impl Task {
     pub fn metric(&self) -> Metric {
         match self {
             Task::Completion { metric, .. } | Task::Classification { metric, .. } => *metric,
+            Task::Mixture(mixture) => {
+                let first = mixture.tasks.values().next();
+                first
+                    .expect("a mixture that was checked has tasks")
+                    .metric()
+            }
+        }
+    }
+
+    /// The `kind` of study files.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Task::Completion { .. } => "completion",
+            Task::Classification { .. } => "classification",
+            Task::Mixture(_) => "mixture",
+        }
+    }
+
+    /// The tasks of a mixture with their names, or the task itself, which needs none.
+    pub fn members(&self) -> Vec<(Option<&str>, &Task)> {
+        match self {
+            Task::Mixture(mixture) => {
+                let tasks = mixture.numbered().into_iter();
+                tasks.map(|(name, task)| (Some(name), task)).collect()
+            }
+            Task::Completion { .. } | Task::Classification { .. } => vec![(None, self)],
+        }
+    }
+
+    pub(super) fn members_mut(&mut self) -> Vec<&mut Task> {
+        match self {
+            Task::Mixture(mixture) => mixture.tasks.values_mut().collect(),
+            Task::Completion { .. } | Task::Classification { .. } => vec![self],
+        }
+    }
+
+    /// Where the rows come from.
+    ///
+    /// # Panics
+    /// If this is a mixture, whose [`members`](Self::members) have data of their own.
+    pub(crate) fn data(&self) -> &DataSource {
+        match self {
+            Task::Completion { data, .. } | Task::Classification { data, .. } => data,
+            Task::Mixture(_) => unreachable!("asked of its members"),
+        }
+    }
+
+    /// Most examples of each split.
+    ///
+    /// # Panics
+    /// As [`data`](Self::data).
+    pub(crate) fn limit(&self) -> &Limit {
+        match self {
+            Task::Completion { limit, .. } | Task::Classification { limit, .. } => limit,
+            Task::Mixture(_) => unreachable!("asked of its members"),
+        }
+    }
+
+    /// Most tokens of an example, of any task of a mixture.
+    pub fn max_length(&self) -> usize {
+        match self {
+            Task::Completion { max_length, .. } | Task::Classification { max_length, .. } => {
+                *max_length
+            }
+            Task::Mixture(mixture) => {
+                let lengths = mixture.tasks.values().map(Task::max_length);
+                lengths.max().unwrap_or(0)
+            }
+        }
+    }
+
+    /// Most new tokens of an answer, of any task of a mixture; none where classes are the answers.
+    pub fn max_new_tokens(&self) -> Option<usize> {
+        match self {
+            Task::Completion { max_new_tokens, .. } => Some(*max_new_tokens),
+            Task::Classification { .. } => None,
+            Task::Mixture(mixture) => mixture
+                .tasks
+                .values()
+                .filter_map(Self::max_new_tokens)
+                .max(),
         }
     }
 
     /// Whether the keys of a completion task agree with each other.
     pub(super) fn check(&self) -> Result<(), String> {
+        if let Task::Mixture(mixture) = self {
+            return mixture.check();
+        }
         self.check_metric()?;
         let Task::Completion {
             prompt,
@@ -114,6 +203,26 @@ impl Task {
         Ok(())
     }
 
+    /// The files it is read from, its chat template included.
+    pub(super) fn paths_mut(&mut self) -> Vec<&mut String> {
+        let (data, template) = match self {
+            Task::Completion {
+                data,
+                chat_template,
+                ..
+            } => (data, chat_template.as_mut()),
+            Task::Classification { data, .. } => (data, None),
+            Task::Mixture(_) => return Vec::new(),
+        };
+        let template =
+            template.filter(|it| ChatTemplate::builtins().all(|name| name != it.as_str()));
+        let files = match data {
+            DataSource::Files(files) => vec![&mut files.train, &mut files.dev, &mut files.test],
+            DataSource::Scenario(_) => Vec::new(),
+        };
+        files.into_iter().chain(template).collect()
+    }
+
     fn check_metric(&self) -> Result<(), String> {
         let (metric, of_classes) = (self.metric(), matches!(self, Task::Classification { .. }));
         if metric.is_of_classes() == of_classes {
@@ -128,12 +237,6 @@ impl Task {
             metric.name(),
             fitting.join(", ")
         ))
-    }
-
-    pub(super) fn data_mut(&mut self) -> &mut DataSource {
-        match self {
-            Task::Completion { data, .. } | Task::Classification { data, .. } => data,
-        }
     }
 }
 

@@ -189,6 +189,7 @@ impl Session<'_> {
         }
         let turn = asked.messages().len() as u64;
         let generation = Generation {
+            task: 0,
             max_new_tokens: self.chat.max_new_tokens.min(limit - ids.len()),
             eos: self.format.ending().to_vec(),
             choice: self.chat.sampling.choice(turn)?,

@@ -37,6 +37,9 @@ pub struct Generate {
     /// End a text before this one; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// The number of the prompts' task, for an adapter that learnt several.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    task: usize,
     #[command(flatten)]
     sampling: Sampling,
     /// Print a JSON line a prompt: prompt, completion, tokens (their number) and what stopped it
@@ -121,6 +124,7 @@ impl Generate {
         let eos = source::ending_ids(&model, adapters.config(), &tokenizer)?;
         for (part, texts) in texts.chunks(self.batch).enumerate() {
             let generation = Generation {
+                task: self.task,
                 max_new_tokens: self.max_new_tokens,
                 eos: eos.clone(),
                 choice: self.sampling.choice((part * self.batch) as u64)?,

@@ -143,7 +143,7 @@ impl Sweep {
 
 /// Fingerprints of the model and the data.
 fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, String>> {
-    let mut sources = tables.fingerprints();
+    let mut sources = tables.fingerprints(&study.task);
     let chat = data::chat_fingerprint(&study.task, Path::new(&study.model))?;
     sources.extend(chat.map(|hash| ("chat_template".to_string(), hash)));
     sources.insert(
