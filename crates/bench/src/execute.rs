@@ -15,6 +15,7 @@ use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInf
 
 use crate::data::{self, Data, Prepared};
 use crate::evaluate::Evaluator;
+use crate::memory::Load;
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
@@ -168,7 +169,7 @@ pub fn run(
         &loaded.model,
         &*method,
         &trial.storage,
-        trial.train.batch_size * (longest(&data) + method.position_offset()),
+        Load::of(&trial.train, longest(&data) + method.position_offset()),
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();

@@ -95,16 +95,27 @@ fn classes(labels: &[i64], count: usize, device: &Device) -> Result<Targets> {
     Ok(Targets::Classes(ints(labels.to_vec(), device)))
 }
 
-/// Takes one AdamW step a batch at a constant rate; gives the trained model and the loss before
-/// each step.
+/// How the steps on given batches are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// Constant learning rate.
+    pub rate: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpointing: bool,
+}
+
+/// Takes one AdamW step a batch; gives the trained model and the loss before each step.
 pub fn train(
     model: Adapted<Model>,
     batches: Vec<TrainBatch>,
-    rate: f64,
-    weight_decay: f64,
+    steps: Steps,
 ) -> (Adapted<Model>, Vec<f32>) {
-    let schedule = Schedule::new(Decay::Constant, rate, 0, batches.len());
-    let mut stepper = Stepper::new(model, AdamW::new(weight_decay).into(), schedule, 0.0);
+    let schedule = Schedule::new(Decay::Constant, steps.rate, 0, batches.len());
+    let optimizer = AdamW::new(steps.weight_decay).into();
+    let mut stepper =
+        Stepper::new(model, optimizer, schedule, 0.0).with_checkpointing(steps.checkpointing);
     let losses = batches
         .into_iter()
         .map(|batch| stepper.step(vec![batch]))

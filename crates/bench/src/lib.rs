@@ -7,6 +7,7 @@ pub mod adamw;
 pub mod adapter;
 pub mod adapters;
 pub mod batching;
+pub mod checkpointing;
 pub mod cli;
 pub mod completion;
 pub mod conversation;

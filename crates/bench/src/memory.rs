@@ -4,6 +4,7 @@ use models::Model;
 use peft_core::{Geometry, Host, Method, geometry_for, state, trained_parameters, trains_inside};
 use report::record::MemoryInfo;
 
+use crate::study::TrainConfig;
 use crate::trial::StorageSpec;
 
 /// Counts what is allocated: what a step needs at most is read from it, not guessed. It grows blocks
@@ -26,6 +27,25 @@ pub fn take_peak_allocated() -> u64 {
 /// What the program itself takes before any model, in bytes; measured once, rounded up.
 const PROGRAM: u64 = 26 << 20;
 
+/// What a training step has to do, as far as its memory goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Tokens of a batch, padding and virtual ones included.
+    pub tokens: usize,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpointing: bool,
+}
+
+impl Load {
+    /// A step of a training run on texts of up to so many tokens.
+    pub fn of(train: &TrainConfig, longest: usize) -> Self {
+        Self {
+            tokens: train.batch_size * longest,
+            checkpointing: train.checkpointing,
+        }
+    }
+}
+
 /// Predicts the memory of a training run.
 ///
 /// Weights, gradients and optimizer states are exact; activations are a rule of thumb that came
@@ -34,7 +54,7 @@ pub fn predict(
     model: &Model,
     method: &dyn Method,
     storage: &StorageSpec,
-    tokens_per_batch: usize,
+    load: Load,
 ) -> MemoryInfo {
     let geometry = geometry_for(model, method);
     let preset = method.storage();
@@ -57,8 +77,7 @@ pub fn predict(
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
-    let activations =
-        activations(&geometry, layers, tokens_per_batch) + logits(model, tokens_per_batch);
+    let activations = activations(&geometry, layers, load) + logits(model, load.tokens);
     // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
     // that gets a table of its own.
     let unfrozen = match method.unties_head(&model.geometry()) {
@@ -77,15 +96,20 @@ pub fn predict(
 }
 
 /// What so many layers keep for their backward pass with fused operations: about 6 widths and 2
-/// inner widths a token.
-fn activations(geometry: &Geometry, layers: usize, tokens: usize) -> u64 {
+/// inner widths a token. With checkpointing one layer keeps them, the others their input.
+fn activations(geometry: &Geometry, layers: usize, load: Load) -> u64 {
     let inner = geometry
         .sites
         .iter()
         .map(|site| site.d_in.max(site.d_out))
         .max()
         .unwrap_or(0);
-    (4 * tokens * layers * (6 * geometry.width + 2 * inner)) as u64
+    let whole_layer = 6 * geometry.width + 2 * inner;
+    let values = match load.checkpointing {
+        true => whole_layer + layers.saturating_sub(1) * geometry.width,
+        false => layers * whole_layer,
+    };
+    (4 * load.tokens * values) as u64
 }
 
 /// The logits of a language model that exist at once.
@@ -185,12 +209,32 @@ mod tests {
         Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap()
     }
 
+    fn load(tokens: usize) -> Load {
+        Load {
+            tokens,
+            checkpointing: false,
+        }
+    }
+
+    #[test]
+    fn checkpointing_leaves_a_layer_and_the_inputs_of_the_others() {
+        let lora = peft_lora::Lora::default();
+        let peak = |load| predict(&model(), &lora, &StorageSpec::F32, load).predicted_peak;
+        let checkpointed = Load {
+            checkpointing: true,
+            ..load(64)
+        };
+        let (width, inner) = (32, 128);
+        let saved = 4 * 64 * (6 * width + 2 * inner - width);
+        assert_eq!(peak(load(64)) - peak(checkpointed), saved);
+    }
+
     #[test]
     fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
         let lora = peft_lora::Lora::default();
-        let dense = predict(&model(), &lora, &StorageSpec::F32, 64);
+        let dense = predict(&model(), &lora, &StorageSpec::F32, load(64));
         let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
-        let packed = predict(&model(), &lora, &nf4, 64);
+        let packed = predict(&model(), &lora, &nf4, load(64));
         let in_sites = 2 * 12 * 32 * 32;
         assert_eq!(
             dense.base - packed.base,
@@ -200,7 +244,12 @@ mod tests {
 
     #[test]
     fn a_tied_head_that_gets_a_copy_of_its_own_is_counted() {
-        let memory = predict(&model(), &peft_adapter::HeadOnly {}, &StorageSpec::F32, 0);
+        let memory = predict(
+            &model(),
+            &peft_adapter::HeadOnly {},
+            &StorageSpec::F32,
+            load(0),
+        );
         assert_eq!(memory.adapter, 64 * 32 * 4);
         assert_eq!(
             memory.predicted_peak - PROGRAM,
@@ -210,7 +259,7 @@ mod tests {
 
     #[test]
     fn full_fine_tuning_counts_the_weights_once_and_three_more_for_training() {
-        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, 0);
+        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, load(0));
         assert_eq!(memory.predicted_peak - PROGRAM, 4 * memory.base);
     }
 

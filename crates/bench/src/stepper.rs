@@ -7,6 +7,7 @@ use models::Model;
 use peft_core::Adapted;
 
 use crate::batching::TrainBatch;
+use crate::checkpointing;
 use crate::schedule::Schedule;
 use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
 
@@ -22,6 +23,8 @@ pub struct Stepper {
     /// Largest norm of all gradients together; 0 for any.
     clip: f64,
     rate: f64,
+    /// Whether layers are computed again in the backward pass.
+    checkpointing: bool,
 }
 
 impl Stepper {
@@ -38,6 +41,17 @@ impl Stepper {
             schedule,
             clip,
             rate: 0.0,
+            checkpointing: false,
+        }
+    }
+
+    /// Computes the layers again in the backward pass, in place of keeping their activations, if
+    /// asked to; see [`checkpointing`].
+    #[must_use]
+    pub fn with_checkpointing(self, checkpointing: bool) -> Self {
+        Self {
+            checkpointing,
+            ..self
         }
     }
 
@@ -75,6 +89,9 @@ impl Stepper {
 
     /// The loss of a batch and the gradients of everything that trains.
     fn gradients(&self, batch: TrainBatch) -> (f32, GradientsParams) {
+        if self.checkpointing {
+            return checkpointing::step(self.trainee(), &batch);
+        }
         let output = TrainStep::step(self.trainee(), batch);
         (output.item.0.into_scalar::<f32>(), output.grads)
     }

@@ -56,6 +56,10 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Passes whose gradients are summed before the optimizer steps.
     pub accumulation: usize,
+    /// Whether layers are computed again in the backward pass, in place of keeping their
+    /// activations: less memory for one more forward pass.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub checkpointing: bool,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Share of the steps that the learning rate rises over.
@@ -81,6 +85,7 @@ impl Default for TrainConfig {
             epochs: 3,
             batch_size: 16,
             accumulation: 1,
+            checkpointing: false,
             weight_decay: 0.01,
             warmup: 0.06,
             schedule: Decay::Linear,

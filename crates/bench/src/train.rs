@@ -137,7 +137,8 @@ impl<'a> Run<'a> {
         let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
         let optimizer = AdamW::new(config.weight_decay).into();
         Self {
-            stepper: Stepper::new(model, optimizer, schedule, config.clip),
+            stepper: Stepper::new(model, optimizer, schedule, config.clip)
+                .with_checkpointing(config.checkpointing),
             config,
             seed,
             device,

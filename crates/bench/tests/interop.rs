@@ -243,7 +243,12 @@ fn check_training(case: &Case, fitted: Fitted) -> (Adapted<Model>, Tensors) {
     let device = Device::flex().autodiff();
     let file = case.folder.join("batches.safetensors");
     let batches = bench::fixed::read(&file, &fitted.model, &device).unwrap();
-    let (model, losses) = bench::fixed::train(fitted.model, batches, rate, 0.01);
+    let steps = bench::fixed::Steps {
+        rate,
+        weight_decay: 0.01,
+        checkpointing: false,
+    };
+    let (model, losses) = bench::fixed::train(fitted.model, batches, steps);
     let theirs = floats(&expected["losses"]);
     assert_eq!(losses.len(), theirs.len());
     for (step, (ours, theirs)) in losses.iter().zip(&theirs).enumerate() {

@@ -17,6 +17,7 @@ mod model;
 mod norm;
 mod plan;
 mod rope;
+mod stages;
 
 pub use batch::{Batch, Positions, Side};
 pub use bert::Bert;
@@ -29,3 +30,4 @@ pub use llama::Llama;
 pub use llama_config::{LlamaConfig, LlamaFamily};
 pub use model::{Loaded, Model, load, load_with, logits, save};
 pub use rope::{Rope, RopeScaling, Yarn};
+pub use stages::{Context, TrainedStages};

@@ -44,6 +44,17 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The same pass through another copy of the model, which has this shared state: for layers
+    /// that are computed a second time. Losses start anew.
+    pub fn again<'b>(&self, shared: Option<&'b SharedSlot>) -> Pass<'b> {
+        Pass {
+            position_offset: self.position_offset,
+            shared,
+            losses: RefCell::default(),
+            text: self.text.clone(),
+        }
+    }
+
     /// The state shared across layers.
     ///
     /// # Panics

@@ -161,3 +161,12 @@ fn a_metric_of_the_other_kind_of_task_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn checkpointing_is_a_key_that_leaves_no_trace_where_it_is_off() {
+    let off = serde_json::to_value(load(STUDY, &[("BASE", "/m")]).unwrap().train).unwrap();
+    assert!(off.get("checkpointing").is_none());
+    let text = STUDY.replace("[[method]]", "[train]\ncheckpointing = true\n[[method]]");
+    let study = load(&text, &[("BASE", "/m")]).unwrap();
+    assert!(study.train.checkpointing);
+}

@@ -13,7 +13,7 @@ use report::RecordStore;
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
 use crate::execute::{self, Executor, Subprocess};
-use crate::memory;
+use crate::memory::{self, Load};
 use crate::process::{self, Claim};
 use crate::progress;
 use crate::registry::Registry;
@@ -163,8 +163,8 @@ fn check_on_model(
         method
             .check(&geometry)
             .with_context(|| format!("method `{}`", trial.label))?;
-        let tokens = trial.train.batch_size * (max_length + method.position_offset());
-        let memory = memory::predict(&loaded.model, &*method, &trial.storage, tokens);
+        let load = Load::of(&trial.train, max_length + method.position_offset());
+        let memory = memory::predict(&loaded.model, &*method, &trial.storage, load);
         let shape = peft_core::geometry_for(&loaded.model, &*method);
         let trained = peft_core::trained_parameters(&shape, &*method);
         let peak = memory::human(memory.predicted_peak);
