@@ -58,22 +58,47 @@ pub enum Targets {
     Classes(Tensor<1, Int>),
 }
 
-/// Puts examples on a device as a training batch.
+/// Puts examples on a device as a training batch, padded to the longest.
 ///
 /// # Panics
 /// If the examples mix completions and classes, or there is none.
 pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch {
     let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
     let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    TrainBatch {
+        batch: Batch::new(&rows, 0, Side::Right, model.positions(), device),
+        targets: targets(examples, |row| row * length, device),
+        tokens: rows.iter().map(|row| row.len()).sum(),
+    }
+}
+
+/// Puts completions on a device as a training batch of one row without padding, in which no text
+/// sees another: what is learnt is the same.
+///
+/// # Panics
+/// If there is no example.
+pub fn pack(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch {
+    let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    let start = |row: usize| rows[..row].iter().map(|row| row.len()).sum();
+    TrainBatch {
+        batch: Batch::packed(&rows, model.positions(), device),
+        targets: targets(examples, start, device),
+        tokens: start(rows.len()),
+    }
+}
+
+/// What is to be learnt of examples whose first tokens have these flat positions.
+fn targets(examples: &[&Example], start: impl Fn(usize) -> usize, device: &Device) -> Targets {
     let ints = |values: Vec<i64>| {
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), device)
     };
     let (mut places, mut next, mut classes) = (Vec::new(), Vec::new(), Vec::new());
     for (row, example) in examples.iter().enumerate() {
+        let start = start(row);
         let mut learn = |part: std::ops::Range<usize>| {
             for index in part.start.max(1)..part.end {
-                places.push((row * length + index - 1) as i64);
+                places.push((start + index - 1) as i64);
                 next.push(i64::from(example.ids[index]));
             }
         };
@@ -83,7 +108,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
             Target::Parts { learned, .. } => learned.iter().cloned().for_each(learn),
         }
     }
-    let targets = if classes.is_empty() {
+    if classes.is_empty() {
         let count = places.len();
         Targets::Tokens {
             places: ints(places),
@@ -97,14 +122,11 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
             "a batch holds one kind of target"
         );
         Targets::Classes(ints(classes))
-    };
-    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device);
-    TrainBatch {
-        batch,
-        targets,
-        tokens: rows.iter().map(|row| row.len()).sum(),
     }
 }
+
+#[cfg(test)]
+mod packing_tests;
 
 #[cfg(test)]
 mod tests {

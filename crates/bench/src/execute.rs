@@ -165,6 +165,7 @@ pub fn run(
         device: device.clone(),
     };
     let method = trial.method(registry)?;
+    trial.check_packing(registry)?;
     let predicted = memory::predict(
         &loaded.model,
         &*method,

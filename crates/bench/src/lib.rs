@@ -30,6 +30,8 @@ pub mod source;
 pub mod speed;
 pub mod stepper;
 pub mod study;
+#[cfg(test)]
+mod testing;
 pub mod token_file;
 pub mod train;
 pub mod trainee;

@@ -60,6 +60,10 @@ pub struct TrainConfig {
     /// activations: less memory for one more forward pass.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub checkpointing: bool,
+    /// Whether the completions of a batch are put into one row without padding, in place of a
+    /// padded row each. No text sees another: what is learnt is the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub packing: bool,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Share of the steps that the learning rate rises over.
@@ -86,6 +90,7 @@ impl Default for TrainConfig {
             batch_size: 16,
             accumulation: 1,
             checkpointing: false,
+            packing: false,
             weight_decay: 0.01,
             warmup: 0.06,
             schedule: Decay::Linear,
@@ -213,6 +218,13 @@ impl Study {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("`{key}` is 0 or empty, expected at least 1"));
+        }
+        if train.packing && !matches!(self.task, Task::Completion { .. }) {
+            return Err(
+                "`train.packing` is true, expected false: only the texts of completion tasks are \
+                 packed"
+                    .into(),
+            );
         }
         if !(0.0..1.0).contains(&train.warmup) {
             let found = train.warmup;

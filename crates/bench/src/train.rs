@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
 use crate::adamw::AdamW;
-use crate::batching::{collate, epoch};
+use crate::batching::{collate, epoch, pack};
 use crate::evaluate::Evaluator;
 use crate::progress::Progress;
 use crate::schedule::{Decay, Schedule};
@@ -189,9 +189,13 @@ impl<'a> Run<'a> {
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
         let host = &self.stepper.model().host;
+        let arrange = match self.config.packing {
+            true => pack,
+            false => collate,
+        };
         let batches: Vec<_> = group
             .iter()
-            .map(|rows| collate(rows, host, self.device))
+            .map(|rows| arrange(rows, host, self.device))
             .collect();
         self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();
         let loss = self.stepper.step(batches);

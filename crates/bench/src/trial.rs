@@ -101,6 +101,23 @@ impl Trial {
         registry.parse(&self.kind, &self.config)
     }
 
+    /// Refuses to pack texts for a method that needs a row for each.
+    ///
+    /// # Errors
+    /// If the trial packs and its method cannot, or the registry does not accept it.
+    pub fn check_packing(&self, registry: &Registry) -> Result<(), BenchError> {
+        if !self.train.packing || !self.method(registry)?.needs_own_rows() {
+            return Ok(());
+        }
+        Err(BenchError::Method {
+            place: format!("`{}`", self.label),
+            reason:
+                "`train.packing` is true, but the method counts places from the ends of a text \
+                     or puts virtual tokens before it; leave `packing` out"
+                    .into(),
+        })
+    }
+
     /// What records and reports say of the trial.
     pub fn info(&self, registry: &Registry) -> Result<TrialInfo, BenchError> {
         let preset = self.method(registry)?.storage();
@@ -452,6 +469,22 @@ mod tests {
         trial.model = format!("hf://org/model@{}", "0a".repeat(20));
         let info = trial.info(&registry).unwrap();
         assert_eq!(info.config["model"], trial.model);
+    }
+
+    #[test]
+    fn texts_are_not_packed_for_methods_that_need_a_row_for_each() {
+        let registry = Registry::builtin();
+        let check = |kind: &str| {
+            let mut trial = expanded(&format!("[[method]]\nkind = \"{kind}\""))
+                .unwrap()
+                .remove(0);
+            trial.check_packing(&registry).unwrap();
+            trial.train.packing = true;
+            trial.check_packing(&registry).map_err(|e| e.to_string())
+        };
+        check("lora").unwrap();
+        let error = check("prompt_tuning").unwrap_err();
+        assert!(error.contains("leave `packing` out"), "{error}");
     }
 
     #[test]

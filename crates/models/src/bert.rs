@@ -137,6 +137,8 @@ impl Bert {
 
     /// What enters the layers.
     pub(crate) fn enter(&self, batch: &Batch, pass: &Pass<'_>) -> (Tensor<3>, Context) {
+        // The head takes the first token of every row.
+        assert!(batch.texts.is_none(), "a classifier takes one text a row");
         let first = self.position_rule().first();
         let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
         let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
@@ -151,6 +153,7 @@ impl Bert {
         });
         let context = Context {
             mask: embedded.mask,
+            texts: None,
             angles: None,
         };
         (x, context)
@@ -240,6 +243,7 @@ impl Layer {
             k: self.key.forward(x.clone(), pass),
             v: self.value.forward(x.clone(), pass),
             key_mask: mask.cloned(),
+            texts: None,
             spec: self.spec,
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);

@@ -248,6 +248,7 @@ impl Gpt2 {
         });
         let context = Context {
             mask: embedded.mask,
+            texts: batch.texts.clone(),
             angles: None,
         };
         (x, context)
@@ -263,7 +264,7 @@ impl Gpt2 {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let cache = cache.map(|cache| (cache, index));
-        self.h[index].forward(x, context.mask.as_ref(), cache, pass)
+        self.h[index].forward(x, context, cache, pass)
     }
 
     /// The final hidden states of the last layer's output.
@@ -332,11 +333,11 @@ impl Block {
     fn forward(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<2>>,
+        context: &Context,
         cache: Option<(&mut Cache, usize)>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let output = self.attention(self.ln_1.forward(x.clone()), mask, cache, pass);
+        let output = self.attention(self.ln_1.forward(x.clone()), context, cache, pass);
         let sublayer = Sublayer {
             residual: x.clone(),
             output,
@@ -357,14 +358,17 @@ impl Block {
     fn attention(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<2>>,
+        context: &Context,
         cache: Option<(&mut Cache, usize)>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let qkv = self.c_attn.forward(x, pass);
         if self.attend.is_none() && cache.is_none() {
             // Nobody needs the parts: the backward pass then writes one gradient, not three.
-            let attended = kernels::attention_qkv(qkv, &self.spec, mask.cloned());
+            let attended = match &context.texts {
+                Some(texts) => kernels::attention_qkv_packed(qkv, &self.spec, texts),
+                None => kernels::attention_qkv(qkv, &self.spec, context.mask.clone()),
+            };
             return self.c_proj.forward(attended, pass);
         }
         let d = qkv.dims()[2] / 3;
@@ -377,7 +381,8 @@ impl Block {
             q: part(0),
             k,
             v,
-            key_mask: mask.cloned(),
+            key_mask: context.mask.clone(),
+            texts: context.texts.clone(),
             spec: self.spec,
         };
         self.c_proj

@@ -144,6 +144,7 @@ impl Llama {
         });
         let context = Context {
             mask: embedded.mask,
+            texts: batch.texts.clone(),
             angles: Some(angles),
         };
         (x, context)
@@ -280,6 +281,7 @@ impl Block {
             k,
             v,
             key_mask: context.mask.clone(),
+            texts: context.texts.clone(),
             spec: self.spec,
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);

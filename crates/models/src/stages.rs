@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
+use peft_core::attend::Texts;
 use peft_core::{Pass, kernels, state};
 
 use crate::batch::Batch;
@@ -12,6 +13,8 @@ use crate::model::Model;
 pub struct Context {
     /// `[batch, keys]`, 1 where a key may be seen.
     pub(crate) mask: Option<Tensor<2>>,
+    /// The texts of a packed row.
+    pub(crate) texts: Option<Texts>,
     /// Cosines and sines of the positions, in models that turn queries and keys.
     pub(crate) angles: Option<(Tensor<3>, Tensor<3>)>,
 }

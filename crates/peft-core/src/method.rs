@@ -76,6 +76,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         0
     }
 
+    /// Whether every row of a batch must be one text: the method counts places from the ends of a
+    /// text, or puts virtual tokens before it. Texts are then not packed into one row.
+    fn needs_own_rows(&self) -> bool {
+        false
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false

@@ -170,3 +170,14 @@ fn checkpointing_is_a_key_that_leaves_no_trace_where_it_is_off() {
     let study = load(&text, &[("BASE", "/m")]).unwrap();
     assert!(study.train.checkpointing);
 }
+
+#[test]
+fn only_the_texts_of_completion_tasks_are_packed() {
+    let train = "[train]\npacking = true\n[[method]]";
+    let error = load(&STUDY.replace("[[method]]", train), &[("BASE", "/m")]).unwrap_err();
+    assert!(error.to_string().contains("`train.packing`"), "{error}");
+    let study = load(&CHAT.replace("[[method]]", train), &[]).unwrap();
+    assert!(study.train.packing);
+    let off = serde_json::to_value(load(CHAT, &[]).unwrap().train).unwrap();
+    assert!(off.get("packing").is_none());
+}

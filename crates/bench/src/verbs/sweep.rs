@@ -163,6 +163,7 @@ fn check_on_model(
         method
             .check(&geometry)
             .with_context(|| format!("method `{}`", trial.label))?;
+        trial.check_packing(registry)?;
         let load = Load::of(&trial.train, max_length + method.position_offset());
         let memory = memory::predict(&loaded.model, &*method, &trial.storage, load);
         let shape = peft_core::geometry_for(&loaded.model, &*method);
