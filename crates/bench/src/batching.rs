@@ -1,5 +1,7 @@
 //! Batches of examples of similar length, so that little of the work is padding.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use models::{Batch, Model, Side};
 use rand::{SeedableRng, seq::SliceRandom};
@@ -40,6 +42,8 @@ pub struct TrainBatch {
     pub targets: Targets,
     /// Tokens that are no padding.
     pub tokens: usize,
+    /// Layers whose modules of the method take no part.
+    pub left_out: BTreeSet<usize>,
 }
 
 /// What is to be learnt of a batch.
@@ -69,6 +73,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
         batch: Batch::new(&rows, 0, Side::Right, model.positions(), device),
         targets: targets(examples, |row| row * length, device),
         tokens: rows.iter().map(|row| row.len()).sum(),
+        left_out: BTreeSet::new(),
     }
 }
 
@@ -84,6 +89,7 @@ pub fn pack(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch
         batch: Batch::packed(&rows, model.positions(), device),
         targets: targets(examples, start, device),
         tokens: start(rows.len()),
+        left_out: BTreeSet::new(),
     }
 }
 

@@ -7,7 +7,7 @@
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Distribution, Tensor};
-use models::Context;
+use models::{Context, Model};
 use peft_core::{Adapted, Pass, state};
 
 use crate::batching::TrainBatch;
@@ -24,8 +24,12 @@ pub fn step(trainee: &Trainee, batch: &TrainBatch) -> (f32, GradientsParams) {
 pub fn step_seeded(trainee: &Trainee, batch: &TrainBatch, seed: u64) -> (f32, GradientsParams) {
     let device = batch.batch.ids.device();
     let seeds = &Seeds { base: seed, device };
-    let lowest = Lowest::of(&trainee.model);
-    let frozen = trainee.model.clone().no_grad();
+    let model = match batch.left_out.is_empty() {
+        true => trainee.model.clone(),
+        false => trainee.model.without_layers(&batch.left_out),
+    };
+    let lowest = Lowest::of(&model);
+    let frozen = model.clone().no_grad();
     let Forward {
         inputs,
         output,
@@ -35,9 +39,10 @@ pub fn step_seeded(trainee: &Trainee, batch: &TrainBatch, seed: u64) -> (f32, Gr
     let auxiliary = pass.take_loss();
     let mut backward = Backward {
         trainee,
+        model: &model,
         batch,
         seeds,
-        pass: pass.again(trainee.model.shared.as_ref()),
+        pass: pass.again(model.shared.as_ref()),
         sum: GradientsAccumulator::new(),
     };
     let (loss, grad) = backward.head(output, lowest.below_head());
@@ -61,7 +66,7 @@ struct Lowest {
 }
 
 impl Lowest {
-    fn of(model: &Adapted<models::Model>) -> Self {
+    fn of(model: &Adapted<Model>) -> Self {
         let stages = model.host.trained_stages();
         let shared = state::parameters(&model.shared);
         // Any stage may use what the layers share.
@@ -127,12 +132,7 @@ struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    fn run(
-        frozen: &'a Adapted<models::Model>,
-        batch: &TrainBatch,
-        lowest: &Lowest,
-        seeds: &Seeds,
-    ) -> Self {
+    fn run(frozen: &'a Adapted<Model>, batch: &TrainBatch, lowest: &Lowest, seeds: &Seeds) -> Self {
         let pass = frozen.pass();
         seeds.enter();
         let (mut x, context) = frozen.host.enter(&batch.batch, &pass);
@@ -156,6 +156,8 @@ impl<'a> Forward<'a> {
 /// The way back, stage by stage.
 struct Backward<'a> {
     trainee: &'a Trainee,
+    /// The model of the trainee, less the layers' modules that are left out this time.
+    model: &'a Adapted<Model>,
     batch: &'a TrainBatch,
     seeds: &'a Seeds,
     pass: Pass<'a>,
@@ -166,7 +168,7 @@ impl Backward<'_> {
     /// The loss of the last layer's output, and its gradient where one is asked for.
     fn head(&mut self, x: Tensor<3>, wanted: bool) -> (Tensor<1>, Option<Tensor<3>>) {
         let x = x.set_require_grad(wanted);
-        let loss = self.trainee.loss_of(x.clone(), self.batch, &self.pass);
+        let loss = Trainee::head_loss(&self.model.host, x.clone(), self.batch, &self.pass);
         let grad = self.collect(loss.clone(), &x);
         (loss.detach(), grad)
     }
@@ -179,7 +181,7 @@ impl Backward<'_> {
         context: &Context,
         mut grad: Tensor<3>,
     ) {
-        let host = &self.trainee.model.host;
+        let host = &self.model.host;
         while let Some(x) = inputs.pop() {
             let index = lowest.layer + inputs.len();
             let x = x.set_require_grad(lowest.below(index));

@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod adapter;
 pub mod adapters;
+pub mod adversarial;
 pub mod batching;
 pub mod checkpointing;
 pub mod cli;
@@ -19,7 +20,9 @@ pub mod execute;
 pub mod fixed;
 pub mod flops;
 pub mod hub;
+pub mod layer_drop;
 pub mod memory;
+pub mod plan;
 pub mod pretrain;
 pub mod process;
 pub mod progress;
@@ -29,6 +32,7 @@ pub mod schedule;
 pub mod source;
 pub mod speed;
 pub mod stepper;
+pub mod storage;
 pub mod study;
 #[cfg(test)]
 mod testing;

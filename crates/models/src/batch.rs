@@ -53,6 +53,9 @@ pub struct Batch {
     pub tasks: Option<Tensor<1, Int>>,
     /// The texts of a packed row; absent where every row is one text.
     pub texts: Option<Texts>,
+    /// What is added to the embedded tokens, `[batch, sequence, d]`: a small change that training is
+    /// to withstand. Virtual tokens and positions are not changed.
+    pub perturbation: Option<Tensor<3>>,
 }
 
 /// What enters the layers: embedded tokens, virtual ones of the method in front.
@@ -78,6 +81,10 @@ impl Batch {
     ) -> Embedded {
         let rows = embed(table, &self.ids);
         let rows = LookupSlot::apply(lookup, &self.ids, rows, pass);
+        let rows = match &self.perturbation {
+            Some(change) => rows + change.clone(),
+            None => rows,
+        };
         let (positions, mask) = (self.positions_in(pass), self.mask.clone());
         let Some(prompt) = LookupSlot::prompt(lookup, pass) else {
             return Embedded {
@@ -177,6 +184,7 @@ impl Batch {
             mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
             tasks: None,
             texts: None,
+            perturbation: None,
         }
     }
 
@@ -200,6 +208,7 @@ impl Batch {
             mask: None,
             tasks: None,
             texts: Some(Texts::new(&lengths)),
+            perturbation: None,
         }
     }
 }

@@ -241,6 +241,7 @@ impl<'a> Decoder<'a> {
             mask,
             tasks: self.next.tasks.take(),
             texts: None,
+            perturbation: None,
         };
     }
 }

@@ -1,6 +1,7 @@
 //! Bottleneck adapters and what they are compared with. One paper, one file.
 
 pub mod adapter;
+pub mod adapter_plus;
 pub mod bitfit;
 pub mod bottleneck;
 pub mod compacter;
@@ -24,6 +25,7 @@ pub mod prompt_tuning;
 pub mod reft;
 pub mod top_layers;
 
+pub use adapter_plus::AdapterPlus;
 pub use bitfit::BitFit;
 pub use compacter::Compacter;
 pub use compacter_plus::CompacterPlus;

@@ -200,6 +200,39 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
     }
 }
 
+/// A model without what the method put into its layers has nothing of it left in them, and computes
+/// what the base does where the method trains nothing else.
+pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
+    setting: &Setting<'_>,
+) {
+    for method in M::examples() {
+        let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
+        let geometry = model.host.geometry();
+        let bare = model.without_layers(&(0..geometry.layers).collect());
+        let elsewhere = |name: &str| {
+            let mut parts = name.split('.');
+            parts.any(|part| ["lookup", "ends", "shared"].contains(&part))
+        };
+        let rows = state::parameters(&bare);
+        for row in &rows {
+            let of_the_base = geometry.params.iter().any(|p| p.id == row.id);
+            assert!(
+                of_the_base || elsewhere(&row.name),
+                "{method:?}: `{}` is left; has its projection a `base`?",
+                row.name
+            );
+        }
+        if rows.iter().any(|row| row.trainable) {
+            continue; // Of the base, or on the embedding, where layers do not matter.
+        }
+        let distance = relative_distance(
+            &setting.output(&bare),
+            &base_output::<M, H>(setting, &method),
+        );
+        assert!(distance < 1e-6, "{method:?} leaves {distance} behind");
+    }
+}
+
 /// The trained parameters alone, put into a fresh model, give the same output bit for bit.
 pub fn saved_alone_and_restored<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
     for method in M::examples() {
@@ -338,7 +371,8 @@ macro_rules! contract_tests {
             }
             $crate::contract_tests!(@claims $method:
                 identity_at_init, only_declared_parameters_train, count_equals_closed_form,
-                merge_preserves_the_output, saved_alone_and_restored, loss_falls,
+                merge_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
+                saved_alone_and_restored, loss_falls,
                 targets_that_match_nothing_are_an_error);
         }
     };

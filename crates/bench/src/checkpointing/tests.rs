@@ -37,6 +37,24 @@ fn every_method_has_the_gradients_of_one_backward_pass_on_llama() {
 }
 
 #[test]
+fn layers_left_out_of_a_step_are_left_out_of_both_runs() {
+    let (trainee, device) = trainee(gpt2, &peft_lora::Lora::default());
+    let examples = examples(&trainee.model.host);
+    let rows: Vec<&Example> = examples.iter().collect();
+    let mut batch = collate(&rows, &trainee.model.host, &device);
+    let (_, all) = step(&trainee, &batch);
+    batch.left_out.extend([0, 2]);
+    let (loss, some) = step(&trainee, &batch);
+    assert!(some.len() < all.len());
+    assert_same(&trainee, 1e-6, (loss, some), whole(&trainee, &batch));
+    batch.left_out.insert(1);
+    assert!(
+        step(&trainee, &batch).1.is_empty(),
+        "nothing is left to train"
+    );
+}
+
+#[test]
 fn packed_texts_have_the_gradients_of_one_backward_pass() {
     let (trainee, device) = trainee(llama, &peft_lora::Lora::default());
     let examples = examples(&trainee.model.host);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
 use clap::Args;
 use models::{Choice, Generation};
 
@@ -11,6 +12,7 @@ use crate::cli::{Compute, print};
 use crate::completion::{Completion, Writer};
 use crate::registry::Registry;
 use crate::source;
+use crate::storage::StorageArgs;
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -54,6 +56,26 @@ pub(crate) struct Adaptable {
     /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
     #[arg(long, value_name = "[NAME=]DIR")]
     pub(crate) adapter: Vec<AdapterArg>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+}
+
+impl Adaptable {
+    /// Loads the adapters into the model of this folder or name, which is the one given, pinned.
+    pub(crate) fn load(
+        &self,
+        model: &Path,
+        registry: &Registry,
+        device: &Device,
+    ) -> Result<Adapters> {
+        Adapters::load(
+            model,
+            &self.storage.spec()?,
+            &self.adapter,
+            registry,
+            device,
+        )
+    }
 }
 
 /// How tokens are chosen.
@@ -83,7 +105,7 @@ impl Generate {
         let texts = self.texts()?;
         let device = peft_core::device(&self.compute.device)?;
         let model = source::pinned(&self.base.model, false)?;
-        let adapters = Adapters::load(&model, &self.base.adapter, registry, &device)?;
+        let adapters = self.base.load(&model, registry, &device)?;
         let name = adapters.choose(self.chosen.as_deref());
         let adapted = adapters.get(name.context("which adapter to use is said by `--use`")?)?;
         ensure!(

@@ -9,10 +9,11 @@ use clap::Args;
 use peft_core::{Init, adapt, state};
 
 use crate::adapter::{Card, Fitted, Format};
-use crate::cli::{Compute, StorageArgs, StudyFile, pair, print};
+use crate::cli::{Compute, StudyFile, pair, print};
 use crate::fixed::Steps;
 use crate::hub::Kind;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
 use crate::{execute, fixed, progress, source};
