@@ -62,22 +62,50 @@ pub enum Targets {
     Classes(Tensor<1, Int>),
 }
 
-/// Puts examples on a device as a training batch.
+/// Puts examples on a device as a training batch, padded to the longest.
 ///
 /// # Panics
 /// If the examples mix completions and classes, or there is none.
 pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch {
     let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
     let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let tasks: Vec<usize> = examples.iter().map(|example| example.task).collect();
+    TrainBatch {
+        batch: Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks),
+        targets: targets(examples, |row| row * length, device),
+        tokens: rows.iter().map(|row| row.len()).sum(),
+        left_out: BTreeSet::new(),
+    }
+}
+
+/// Puts completions on a device as a training batch of one row without padding, in which no text
+/// sees another: what is learnt is the same.
+///
+/// # Panics
+/// If there is no example.
+pub fn pack(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch {
+    let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+    let start = |row: usize| rows[..row].iter().map(|row| row.len()).sum();
+    TrainBatch {
+        batch: Batch::packed(&rows, model.positions(), device),
+        targets: targets(examples, start, device),
+        tokens: start(rows.len()),
+        left_out: BTreeSet::new(),
+    }
+}
+
+/// What is to be learnt of examples whose first tokens have these flat positions.
+fn targets(examples: &[&Example], start: impl Fn(usize) -> usize, device: &Device) -> Targets {
     let ints = |values: Vec<i64>| {
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), device)
     };
     let (mut places, mut next, mut classes) = (Vec::new(), Vec::new(), Vec::new());
     for (row, example) in examples.iter().enumerate() {
+        let start = start(row);
         let mut learn = |part: std::ops::Range<usize>| {
             for index in part.start.max(1)..part.end {
-                places.push((row * length + index - 1) as i64);
+                places.push((start + index - 1) as i64);
                 next.push(i64::from(example.ids[index]));
             }
         };
@@ -87,7 +115,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
             Target::Parts { learned, .. } => learned.iter().cloned().for_each(learn),
         }
     }
-    let targets = if classes.is_empty() {
+    if classes.is_empty() {
         let count = places.len();
         Targets::Tokens {
             places: ints(places),
@@ -101,16 +129,11 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
             "a batch holds one kind of target"
         );
         Targets::Classes(ints(classes))
-    };
-    let tasks: Vec<usize> = examples.iter().map(|example| example.task).collect();
-    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks);
-    TrainBatch {
-        batch,
-        targets,
-        tokens: rows.iter().map(|row| row.len()).sum(),
-        left_out: BTreeSet::new(),
     }
 }
+
+#[cfg(test)]
+mod packing_tests;
 
 #[cfg(test)]
 mod tests {

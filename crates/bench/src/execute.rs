@@ -16,6 +16,7 @@ use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInf
 use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::layer_drop::{self, as_evaluated};
+use crate::memory::Load;
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
@@ -165,11 +166,12 @@ pub fn run(
         device: device.clone(),
     };
     let method = trial.method(registry)?;
+    trial.check_packing(registry)?;
     let predicted = memory::predict(
         &loaded.model,
         &*method,
         &trial.storage,
-        [trial.train.batch_size, data.longest()],
+        Load::of(&trial.train, data.longest()),
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();

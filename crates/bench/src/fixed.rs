@@ -97,8 +97,18 @@ fn classes(labels: &[i64], count: usize, device: &Device) -> Result<Targets> {
     Ok(Targets::Classes(ints(labels.to_vec(), device)))
 }
 
-/// Takes one AdamW step a batch at a constant rate, times the method's own factors; gives the
-/// trained model and the loss before each step.
+/// How the steps on given batches are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// Constant learning rate, times the method's own factors.
+    pub rate: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpointing: bool,
+}
+
+/// Takes one AdamW step a batch; gives the trained model and the loss before each step.
 ///
 /// # Errors
 /// If the method's configuration does not go with so many steps.
@@ -106,14 +116,14 @@ pub fn train(
     model: Adapted<Model>,
     method: &dyn Method,
     batches: Vec<TrainBatch>,
-    rate: f64,
-    weight_decay: f64,
+    steps: Steps,
 ) -> Result<(Adapted<Model>, Vec<f32>)> {
-    let schedule = Schedule::new(Decay::Constant, rate, 0, batches.len());
+    let schedule = Schedule::new(Decay::Constant, steps.rate, 0, batches.len());
     let device = model.devices().first().cloned().unwrap_or_default();
     let regulator = method.regulator(batches.len(), Init::new(0, &device))?;
-    let groups = Groups::of_method(&model, method, weight_decay);
-    let mut stepper = Stepper::new(model, groups, schedule, 0.0).regulated(regulator);
+    let groups = Groups::of_method(&model, method, steps.weight_decay);
+    let stepper = Stepper::new(model, groups, schedule, 0.0).regulated(regulator);
+    let mut stepper = stepper.with_checkpointing(steps.checkpointing);
     let losses = batches
         .into_iter()
         .map(|batch| stepper.step(vec![batch]))

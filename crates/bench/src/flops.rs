@@ -79,6 +79,7 @@ mod tests {
         batch: 2,
         seq: 8,
         steps: 1,
+        checkpointing: false,
     };
 
     #[test]

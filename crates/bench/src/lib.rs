@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod adapters;
 pub mod adversarial;
 pub mod batching;
+pub mod checkpointing;
 pub mod cli;
 pub mod completion;
 pub mod conversation;
@@ -37,6 +38,8 @@ pub mod speed;
 pub mod stepper;
 pub mod storage;
 pub mod study;
+#[cfg(test)]
+mod testing;
 pub mod token_file;
 pub mod train;
 pub mod trainee;

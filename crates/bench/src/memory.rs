@@ -4,6 +4,7 @@ use models::Model;
 use peft_core::{Geometry, Host, Method, geometry_for, state, trained_parameters, trains_inside};
 use report::record::MemoryInfo;
 
+use crate::study::TrainConfig;
 use crate::trial::StorageSpec;
 
 /// Counts what is allocated: what a step needs at most is read from it, not guessed. It grows blocks
@@ -26,20 +27,42 @@ pub fn take_peak_allocated() -> u64 {
 /// What the program itself takes before any model, in bytes; measured once, rounded up.
 const PROGRAM: u64 = 26 << 20;
 
+/// What a training step has to do, as far as its memory goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Texts of a batch.
+    pub rows: usize,
+    /// Tokens of a text, padding included and virtual ones not.
+    pub length: usize,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpointing: bool,
+}
+
+impl Load {
+    /// A step of a training run on texts of up to so many tokens.
+    pub fn of(train: &TrainConfig, longest: usize) -> Self {
+        Self {
+            rows: train.batch_size,
+            length: longest,
+            checkpointing: train.checkpointing,
+        }
+    }
+}
+
 /// Predicts the memory of a training run.
 ///
 /// Weights, gradients and optimizer states are exact; activations are a rule of thumb that came
-/// within 12% of what trials of GPT-2 and BERT shapes measured. A batch has so many rows of so many
-/// tokens, and the method's virtual tokens besides.
+/// within 12% of what trials of GPT-2 and BERT shapes measured. The method's virtual tokens come on
+/// top of the load's.
 pub fn predict(
     model: &Model,
     method: &dyn Method,
     storage: &StorageSpec,
-    [rows, length]: [usize; 2],
+    load: Load,
 ) -> MemoryInfo {
     let geometry = geometry_for(model, method);
     let virtual_tokens = method.virtual_tokens();
-    let tokens = rows * (length + virtual_tokens.body);
+    let tokens = load.rows * (load.length + virtual_tokens.body);
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
     let base = match storage {
@@ -60,9 +83,9 @@ pub fn predict(
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
-    let prefixes = 4 * rows * virtual_tokens.keys * layers * 2 * geometry.kv_width;
-    let activations =
-        activations(&geometry, layers, tokens) + prefixes as u64 + logits(model, tokens);
+    let prefixes = 4 * load.rows * virtual_tokens.keys * layers * 2 * geometry.kv_width;
+    let kept = activations(&geometry, layers, tokens, load.checkpointing);
+    let activations = kept + prefixes as u64 + logits(model, tokens);
     // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
     // that gets a table of its own.
     let unfrozen = match method.unties_head(&model.geometry()) {
@@ -81,16 +104,22 @@ pub fn predict(
 }
 
 /// What so many layers keep for their backward pass with fused operations: about 2 widths, queries
-/// and what comes of them, keys and values, and 2 inner widths a token.
-fn activations(geometry: &Geometry, layers: usize, tokens: usize) -> u64 {
+/// and what comes of them, keys and values, and 2 inner widths a token. With checkpointing one layer
+/// keeps them, the others their input.
+fn activations(geometry: &Geometry, layers: usize, tokens: usize, checkpointing: bool) -> u64 {
     let inner = geometry
         .sites
         .iter()
         .map(|site| site.d_in.max(site.d_out))
         .max()
         .unwrap_or(0);
-    let (width, heads) = (geometry.width, geometry.query_width() + geometry.kv_width);
-    (4 * tokens * layers * 2 * (width + heads + inner)) as u64
+    let heads = geometry.query_width() + geometry.kv_width;
+    let whole_layer = 2 * (geometry.width + heads + inner);
+    let values = match checkpointing {
+        true => whole_layer + layers.saturating_sub(1) * geometry.width,
+        false => layers * whole_layer,
+    };
+    (4 * tokens * values) as u64
 }
 
 /// The logits of a language model that exist at once.
@@ -190,12 +219,33 @@ mod tests {
         Model::random_gpt2(Gpt2Config::new(64, 16, 32, 2, 2), &mut init).unwrap()
     }
 
+    fn load([rows, length]: [usize; 2]) -> Load {
+        Load {
+            rows,
+            length,
+            checkpointing: false,
+        }
+    }
+
+    #[test]
+    fn checkpointing_leaves_a_layer_and_the_inputs_of_the_others() {
+        let lora = peft_lora::Lora::default();
+        let peak = |load| predict(&model(), &lora, &StorageSpec::F32, load).predicted_peak;
+        let checkpointed = Load {
+            checkpointing: true,
+            ..load(64)
+        };
+        let (width, inner) = (32, 128);
+        let saved = 4 * 64 * (6 * width + 2 * inner - width);
+        assert_eq!(peak(load(64)) - peak(checkpointed), saved);
+    }
+
     #[test]
     fn packed_weights_are_predicted_to_take_an_eighth_and_their_scales() {
         let lora = peft_lora::Lora::default();
-        let dense = predict(&model(), &lora, &StorageSpec::F32, [4, 16]);
+        let dense = predict(&model(), &lora, &StorageSpec::F32, load([4, 16]));
         let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
-        let packed = predict(&model(), &lora, &nf4, [4, 16]);
+        let packed = predict(&model(), &lora, &nf4, load([4, 16]));
         let in_sites = 2 * 12 * 32 * 32;
         assert_eq!(
             dense.base - packed.base,
@@ -209,7 +259,7 @@ mod tests {
             &model(),
             &peft_adapter::HeadOnly {},
             &StorageSpec::F32,
-            [0, 0],
+            load([0, 0]),
         );
         assert_eq!(memory.adapter, 64 * 32 * 4);
         assert_eq!(
@@ -220,14 +270,19 @@ mod tests {
 
     #[test]
     fn full_fine_tuning_counts_the_weights_once_and_three_more_for_training() {
-        let memory = predict(&model(), &peft_adapter::Full {}, &StorageSpec::F32, [0, 0]);
+        let memory = predict(
+            &model(),
+            &peft_adapter::Full {},
+            &StorageSpec::F32,
+            load([0, 0]),
+        );
         assert_eq!(memory.predicted_peak - PROGRAM, 4 * memory.base);
     }
 
     #[test]
     fn virtual_tokens_are_kept_where_they_stand() {
         let peak = |method: &dyn Method, length| {
-            let memory = predict(&model(), method, &StorageSpec::F32, [3, length]);
+            let memory = predict(&model(), method, &StorageSpec::F32, load([3, length]));
             memory.predicted_peak - memory.base - memory.adapter - 3 * memory.gradients
         };
         let prompt = peft_adapter::PromptTuning {

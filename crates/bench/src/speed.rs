@@ -32,6 +32,8 @@ pub struct Work {
     pub seq: usize,
     /// Steps that are timed.
     pub steps: usize,
+    /// Whether layers are computed again in the backward pass.
+    pub checkpointing: bool,
 }
 
 /// The model under the clock.
@@ -214,7 +216,8 @@ fn run(
     let examples = random_examples(model.host.vocab_size(), model.host.is_causal(), work);
     let rows: Vec<&Example> = examples.iter().collect();
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
-    let mut stepper = Stepper::new(model, Groups::one(0.01), schedule, 0.0);
+    let mut stepper = Stepper::new(model, Groups::one(0.01), schedule, 0.0)
+        .with_checkpointing(work.checkpointing);
     let mut run = Run {
         times: Vec::new(),
         sorted: Vec::new(),
@@ -282,6 +285,7 @@ mod tests {
         batch: 2,
         seq: 8,
         steps: 1,
+        checkpointing: false,
     };
 
     fn model() -> (Model, Device) {

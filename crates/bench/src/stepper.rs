@@ -12,6 +12,7 @@ use peft_core::{Adapted, Regulator, Step, regulate, state};
 
 use crate::adversarial::Adversary;
 use crate::batching::TrainBatch;
+use crate::checkpointing;
 use crate::groups::Groups;
 use crate::schedule::Schedule;
 use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
@@ -35,6 +36,8 @@ pub struct Stepper {
     frozen: Vec<ParamId>,
     /// What the method does after every step.
     regulator: Option<Box<dyn Regulator>>,
+    /// Whether layers are computed again in the backward pass.
+    checkpointing: bool,
     adversary: Option<Adversary>,
 }
 
@@ -52,6 +55,17 @@ impl Stepper {
             frozen: Vec::new(),
             regulator: None,
             adversary: None,
+            checkpointing: false,
+        }
+    }
+
+    /// Computes the layers again in the backward pass, in place of keeping their activations, if
+    /// asked to; see [`checkpointing`].
+    #[must_use]
+    pub fn with_checkpointing(self, checkpointing: bool) -> Self {
+        Self {
+            checkpointing,
+            ..self
         }
     }
 
@@ -132,6 +146,9 @@ impl Stepper {
         let trainee = self.trainee.as_ref().expect(PRESENT);
         if let Some(adversary) = &mut self.adversary {
             return adversary.gradients(trainee, batch);
+        }
+        if self.checkpointing {
+            return checkpointing::step(trainee, &batch);
         }
         let output = TrainStep::step(trainee, batch);
         (output.item.0.into_scalar::<f32>(), output.grads)

@@ -65,6 +65,14 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Passes whose gradients are summed before the optimizer steps.
     pub accumulation: usize,
+    /// Whether layers are computed again in the backward pass, in place of keeping their
+    /// activations: less memory for one more forward pass.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub checkpointing: bool,
+    /// Whether the completions of a batch are put into one row without padding, in place of a
+    /// padded row each. No text sees another: what is learnt is the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub packing: bool,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Share of the steps that the learning rate rises over.
@@ -115,6 +123,8 @@ impl Default for TrainConfig {
             epochs: 3,
             batch_size: 16,
             accumulation: 1,
+            checkpointing: false,
+            packing: false,
             weight_decay: 0.01,
             warmup: 0.06,
             schedule: Decay::Linear,
@@ -279,6 +289,25 @@ impl Study {
         }
         train.check_warmup()?;
         groups::check(train)?;
+        if train.packing && !matches!(self.task, Task::Completion { .. }) {
+            return Err(
+                "`train.packing` is true, expected false: only the texts of completion tasks are \
+                 packed"
+                    .into(),
+            );
+        }
+        let alone = [
+            ("checkpointing", train.checkpointing),
+            ("packing", train.packing),
+        ];
+        if let Some((key, _)) = alone
+            .iter()
+            .find(|(_, on)| *on && train.adversarial.is_some())
+        {
+            return Err(format!(
+                "`train.{key}` does not go with `train.adversarial`; leave one of them out"
+            ));
+        }
         if self.tuning_seeds == Some(0) {
             return Err("`tuning_seeds` is 0, expected at least 1".into());
         }

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
 use crate::adversarial::Adversary;
-use crate::batching::{TrainBatch, collate};
+use crate::batching::{TrainBatch, collate, pack};
 use crate::evaluate::Evaluator;
 use crate::groups::Groups;
 use crate::layer_drop::{LayerDrop, as_evaluated};
@@ -152,6 +152,7 @@ fn stepper(
     let adversary = config.adversarial;
     let adversary = adversary.map(|config| Adversary::new(config, width, seed));
     let stepper = Stepper::new(model, groups, schedule, config.clip);
+    let stepper = stepper.with_checkpointing(config.checkpointing);
     Ok(stepper.regulated(regulator).against(adversary))
 }
 
@@ -219,12 +220,16 @@ impl<'a> Run<'a> {
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
         let host = &self.stepper.model().host;
+        let arrange = match self.config.packing {
+            true => pack,
+            false => collate,
+        };
         let drop = &mut self.drop;
         let batches: Vec<_> = group
             .iter()
             .map(|rows| TrainBatch {
                 left_out: drop.draw(),
-                ..collate(rows, host, self.device)
+                ..arrange(rows, host, self.device)
             })
             .collect();
         self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();

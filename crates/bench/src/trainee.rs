@@ -2,10 +2,10 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{ExecutionError, Tensor, activation::log_softmax};
+use burn::tensor::{ExecutionError, Int, Tensor, activation::log_softmax};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use models::Model;
-use peft_core::Adapted;
+use peft_core::{Adapted, Pass};
 
 use crate::batching::{Targets, TrainBatch};
 
@@ -43,16 +43,43 @@ impl Trainee {
                 host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
             }
             Targets::Classes(classes) => {
-                let logits = host.class_logits(&batch.batch, &pass);
-                let rows = classes.dims()[0];
-                let chosen = classes.clone().reshape([rows, 1]);
-                log_softmax(logits, 1).gather(1, chosen).mean().neg()
+                class_loss(host.class_logits(&batch.batch, &pass), classes.clone())
             }
         };
-        match pass.take_loss() {
-            Some(auxiliary) => loss + auxiliary,
-            None => loss,
-        }
+        with_auxiliary(loss, &pass)
+    }
+
+    /// The loss of a batch given the output of the last layer; auxiliary losses of layers are not
+    /// among it.
+    pub(crate) fn head_loss(
+        host: &Model,
+        x: Tensor<3>,
+        batch: &TrainBatch,
+        pass: &Pass<'_>,
+    ) -> Tensor<1> {
+        let loss = match &batch.targets {
+            Targets::Tokens { places, next, .. } => {
+                let learned = (places.clone(), next.clone());
+                host.completion_loss_of(x, &batch.batch, learned, pass)
+            }
+            Targets::Classes(classes) => class_loss(host.class_logits_of(x), classes.clone()),
+        };
+        with_auxiliary(loss, pass)
+    }
+}
+
+/// Mean cross-entropy of classes.
+fn class_loss(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
+    let rows = classes.dims()[0];
+    let chosen = classes.reshape([rows, 1]);
+    log_softmax(logits, 1).gather(1, chosen).mean().neg()
+}
+
+/// The loss with what the layers of a pass have added to it so far.
+pub(crate) fn with_auxiliary(loss: Tensor<1>, pass: &Pass<'_>) -> Tensor<1> {
+    match pass.take_loss() {
+        Some(auxiliary) => loss + auxiliary,
+        None => loss,
     }
 }
 

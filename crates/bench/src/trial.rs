@@ -68,6 +68,23 @@ impl Trial {
         registry.parse(&self.kind, &self.config)
     }
 
+    /// Refuses to pack texts for a method that needs a row for each.
+    ///
+    /// # Errors
+    /// If the trial packs and its method cannot, or the registry does not accept it.
+    pub fn check_packing(&self, registry: &Registry) -> Result<(), BenchError> {
+        if !self.train.packing || !self.method(registry)?.needs_own_rows() {
+            return Ok(());
+        }
+        Err(BenchError::Method {
+            place: format!("`{}`", self.label),
+            reason:
+                "`train.packing` is true, but the method counts places from the ends of a text, \
+                 puts virtual tokens before it or draws random numbers for it; leave `packing` out"
+                    .into(),
+        })
+    }
+
     /// What records and reports say of the trial.
     pub fn info(&self, registry: &Registry) -> Result<TrialInfo, BenchError> {
         let preset = self.method(registry)?.storage();

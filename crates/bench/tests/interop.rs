@@ -257,7 +257,12 @@ fn check_training(case: &Case, fitted: Fitted) -> (Adapted<Model>, Tensors) {
     let file = case.folder.join("batches.safetensors");
     let batches = bench::fixed::read(&file, &fitted.model, &device).unwrap();
     let (model, method) = (fitted.model, &*fitted.method);
-    let (model, losses) = bench::fixed::train(model, method, batches, rate, 0.01).unwrap();
+    let steps = bench::fixed::Steps {
+        rate,
+        weight_decay: 0.01,
+        checkpointing: false,
+    };
+    let (model, losses) = bench::fixed::train(model, method, batches, steps).unwrap();
     let theirs = floats(&expected["losses"]);
     assert_eq!(losses.len(), theirs.len());
     for (step, (ours, theirs)) in losses.iter().zip(&theirs).enumerate() {

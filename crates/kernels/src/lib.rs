@@ -27,7 +27,9 @@ mod simd;
 mod testing;
 
 pub use adamw::{AdamWSpec, Moments, adamw};
-pub use attention::{AttentionSpec, attention, attention_qkv};
+pub use attention::{
+    AttentionSpec, Texts, attention, attention_packed, attention_qkv, attention_qkv_packed,
+};
 pub use cross_entropy::{MOST_LOGITS, cross_entropy_head};
 pub use embedding::embedding;
 pub use gelu::{gelu, gelu_tanh};

@@ -2,6 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::attend::Texts;
 use peft_core::{LookupSlot, Pass};
 
 use crate::gpt2::embed;
@@ -50,6 +51,8 @@ pub struct Batch {
     pub mask: Option<Tensor<2>>,
     /// The number of the task that every row belongs to, `[batch]`; absent where all are of task 0.
     pub tasks: Option<Tensor<1, Int>>,
+    /// The texts of a packed row; absent where every row is one text.
+    pub texts: Option<Texts>,
     /// What is added to the embedded tokens, `[batch, sequence, d]`: a small change that training is
     /// to withstand. Virtual tokens and positions are not changed.
     pub perturbation: Option<Tensor<3>>,
@@ -90,6 +93,10 @@ impl Batch {
                 mask,
             };
         };
+        assert!(
+            self.texts.is_none(),
+            "a method with virtual tokens says that texts need rows of their own"
+        );
         let ([batch, _, d], [n, _]) = (rows.dims(), prompt.dims());
         let mask = mask.map(|mask| {
             let virtual_ones = Tensor::ones([batch, n], &mask.device());
@@ -191,6 +198,31 @@ impl Batch {
             positions: int(numbered),
             mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
             tasks: None,
+            texts: None,
+            perturbation: None,
+        }
+    }
+
+    /// Puts texts behind each other into one row, without padding: each is numbered from its own
+    /// start and sees itself alone.
+    ///
+    /// # Panics
+    /// If there is no text, or one is empty.
+    pub fn packed(texts: &[&[u32]], positions: Positions, device: &Device) -> Self {
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let numbered = lengths
+            .iter()
+            .flat_map(|n| number(&vec![1.0; *n], positions));
+        let row = |values: Vec<i64>| {
+            let shape = [1, values.len()];
+            Tensor::from_data(TensorData::new(values, shape), device)
+        };
+        Self {
+            ids: row(texts.concat().into_iter().map(i64::from).collect()),
+            positions: row(numbered.collect()),
+            mask: None,
+            tasks: None,
+            texts: Some(Texts::new(&lengths)),
             perturbation: None,
         }
     }
@@ -239,6 +271,16 @@ mod tests {
             padding: 1,
         };
         assert_eq!(number(&[1.0, 1.0, 0.0], positions), [2, 3, 1]);
+    }
+
+    #[test]
+    fn packed_texts_are_numbered_each_from_its_start() {
+        let rows: [&[u32]; 2] = [&[5, 6, 7], &[8, 9]];
+        let batch = Batch::packed(&rows, Positions::FromLeft, &Device::flex());
+        let ints = |t: Tensor<2, Int>| t.into_data().convert::<i64>().try_to_vec::<i64>().unwrap();
+        assert_eq!(ints(batch.ids), [5, 6, 7, 8, 9]);
+        assert_eq!(ints(batch.positions), [0, 1, 2, 0, 1]);
+        assert!(batch.mask.is_none() && batch.texts == Some(Texts::new(&[3, 2])));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::error::ModelError;
 use crate::gpt2::embed;
 use crate::norm::Norm;
 use crate::plan::{Plan, tap_sites};
+use crate::stages::{Context, trains};
 
 /// A sequence classifier of the BERT family with seams.
 #[derive(Module, Debug)]
@@ -127,6 +128,17 @@ impl Bert {
 
     /// Class logits, `[batch, classes]`.
     pub fn logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
+        let (mut x, context) = self.enter(batch, pass);
+        for index in 0..self.layers.len() {
+            x = self.layer(index, x, &context, pass);
+        }
+        self.classify(x)
+    }
+
+    /// What enters the layers.
+    pub(crate) fn enter(&self, batch: &Batch, pass: &Pass<'_>) -> (Tensor<3>, Context) {
+        // The head takes the first token of every row.
+        assert!(batch.texts.is_none(), "a classifier takes one text a row");
         let first = self.position_rule().first();
         let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
         let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
@@ -139,14 +151,38 @@ impl Bert {
             seen: 0,
             tasks: batch.tasks.clone(),
         });
-        for layer in &self.layers {
-            x = layer.forward(x, embedded.mask.as_ref(), pass);
-        }
-        self.classify(x)
+        let context = Context {
+            mask: embedded.mask,
+            texts: None,
+            angles: None,
+        };
+        (x, context)
+    }
+
+    /// The output of one layer.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        context: &Context,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        self.layers[index].forward(x, context.mask.as_ref(), pass)
+    }
+
+    /// Whether anything trains before the first layer, and in every layer.
+    pub(crate) fn trained_stages(&self) -> (bool, Vec<bool>) {
+        let enter = trains(&self.words)
+            || trains(&self.lookup)
+            || trains(&self.ends)
+            || trains(&self.positions)
+            || trains(&self.types)
+            || trains(&self.norm);
+        (enter, self.layers.iter().map(trains).collect())
     }
 
     /// The head on the first token; with virtual tokens that is the first of them, as in HF PEFT.
-    fn classify(&self, x: Tensor<3>) -> Tensor<2> {
+    pub(crate) fn classify(&self, x: Tensor<3>) -> Tensor<2> {
         let [rows, _, d] = x.dims();
         let mut first = x.narrow(1, 0, 1).reshape([rows, d]);
         if let Some(pooler) = &self.pooler {
@@ -207,6 +243,7 @@ impl Layer {
             k: self.key.forward(x.clone(), pass),
             v: self.value.forward(x.clone(), pass),
             key_mask: mask.cloned(),
+            texts: None,
             spec: self.spec,
             keys_and_values: &|x| {
                 (

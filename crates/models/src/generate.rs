@@ -249,6 +249,7 @@ impl<'a> Decoder<'a> {
             positions,
             mask,
             tasks: self.next.tasks.take(),
+            texts: None,
             perturbation: None,
         };
     }

@@ -22,6 +22,7 @@ use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::norm::Norm;
 use crate::plan::{Plan, tap_sites};
+use crate::stages::{Context, trains};
 
 /// The part of `config.json` that decides what a GPT-2 computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -223,24 +224,59 @@ impl Gpt2 {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
+        let (mut x, context) = self.enter(batch, seen, pass);
+        for index in 0..self.h.len() {
+            x = self.layer(index, x, &context, cache.as_deref_mut(), pass);
+        }
+        self.leave(x, pass)
+    }
+
+    /// What enters the layers, `seen` tokens being in a cache already.
+    pub(crate) fn enter(
+        &self,
+        batch: &Batch,
+        seen: usize,
+        pass: &Pass<'_>,
+    ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
         let x = embedded.rows + embed(&self.wpe, &embedded.positions);
-        let mut x = EndsSlot::enter(self.ends.as_ref(), x, pass);
-        let mask = embedded.mask;
+        let x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         pass.see(Text {
-            mask: mask.clone(),
+            mask: embedded.mask.clone(),
             seen,
             tasks: batch.tasks.clone(),
         });
-        for (index, block) in self.h.iter().enumerate() {
-            x = block.forward(
-                x,
-                mask.as_ref(),
-                cache.as_deref_mut().map(|c| (c, index)),
-                pass,
-            );
-        }
+        let context = Context {
+            mask: embedded.mask,
+            texts: batch.texts.clone(),
+            angles: None,
+        };
+        (x, context)
+    }
+
+    /// The output of one layer.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        context: &Context,
+        cache: Option<&mut Cache>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let cache = cache.map(|cache| (cache, index));
+        self.h[index].forward(x, context, cache, pass)
+    }
+
+    /// The final hidden states of the last layer's output.
+    pub(crate) fn leave(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         EndsSlot::leave(self.ends.as_ref(), self.ln_f.forward(x), pass)
+    }
+
+    /// Whether anything trains before the first layer, and in every layer.
+    pub(crate) fn trained_stages(&self) -> (bool, Vec<bool>) {
+        let enter =
+            trains(&self.wte) || trains(&self.lookup) || trains(&self.ends) || trains(&self.wpe);
+        (enter, self.h.iter().map(trains).collect())
     }
 
     /// The head's weight as `[d, vocab]`.
@@ -297,11 +333,11 @@ impl Block {
     fn forward(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<2>>,
+        context: &Context,
         cache: Option<(&mut Cache, usize)>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let output = self.attention(self.ln_1.forward(x.clone()), mask, cache, pass);
+        let output = self.attention(self.ln_1.forward(x.clone()), context, cache, pass);
         let sublayer = Sublayer {
             residual: x.clone(),
             output,
@@ -322,14 +358,17 @@ impl Block {
     fn attention(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<2>>,
+        context: &Context,
         cache: Option<(&mut Cache, usize)>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let qkv = self.c_attn.forward(x, pass);
         if self.attend.is_none() && cache.is_none() {
             // Nobody needs the parts: the backward pass then writes one gradient, not three.
-            let attended = kernels::attention_qkv(qkv, &self.spec, mask.cloned());
+            let attended = match &context.texts {
+                Some(texts) => kernels::attention_qkv_packed(qkv, &self.spec, texts),
+                None => kernels::attention_qkv(qkv, &self.spec, context.mask.clone()),
+            };
             return self.c_proj.forward(attended, pass);
         }
         let d = qkv.dims()[2] / 3;
@@ -342,7 +381,8 @@ impl Block {
             q: part(0),
             k,
             v,
-            key_mask: mask.cloned(),
+            key_mask: context.mask.clone(),
+            texts: context.texts.clone(),
             spec: self.spec,
             keys_and_values: &|x| {
                 let qkv = self.c_attn.forward(x, pass);

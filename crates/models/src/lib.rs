@@ -17,6 +17,7 @@ mod model;
 mod norm;
 mod plan;
 mod rope;
+mod stages;
 
 pub use batch::{Batch, Positions, Side};
 pub use bert::Bert;
@@ -28,4 +29,6 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::Llama;
 pub use llama_config::{LlamaConfig, LlamaFamily};
 pub use model::{Loaded, Model, load, load_with, logits, save};
+pub use peft_core::attend::Texts;
 pub use rope::{Rope, RopeScaling, Yarn};
+pub use stages::{Context, TrainedStages};

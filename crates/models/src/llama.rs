@@ -22,6 +22,7 @@ use crate::error::ModelError;
 use crate::llama_config::{LlamaConfig, LlamaFamily};
 use crate::norm::RmsNorm;
 use crate::plan::{Plan, tap_sites};
+use crate::stages::{Context, trains};
 
 /// A language model of the Llama family with seams.
 #[derive(Module, Debug)]
@@ -119,25 +120,58 @@ impl Llama {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let seen = cache.as_ref().map_or(0, |cache| cache.len());
+        let (mut x, context) = self.enter(batch, seen, pass);
+        for index in 0..self.layers.len() {
+            x = self.layer(index, x, &context, cache.as_deref_mut(), pass);
+        }
+        self.leave(x, pass)
+    }
+
+    /// What enters the layers, `seen` tokens being in a cache already.
+    pub(crate) fn enter(
+        &self,
+        batch: &Batch,
+        seen: usize,
+        pass: &Pass<'_>,
+    ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.embed_tokens, self.lookup.as_ref(), 0, seen, pass);
-        let (cos, sin) = self.angles.at(&embedded.positions);
-        let mut x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
-        let mask = embedded.mask;
+        let angles = self.angles.at(&embedded.positions);
+        let x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
         pass.see(Text {
-            mask: mask.clone(),
+            mask: embedded.mask.clone(),
             seen,
             tasks: batch.tasks.clone(),
         });
-        for (index, layer) in self.layers.iter().enumerate() {
-            let context = Context {
-                cos: &cos,
-                sin: &sin,
-                mask: mask.as_ref(),
-                cache: cache.as_deref_mut().map(|cache| (cache, index)),
-            };
-            x = layer.forward(x, context, pass);
-        }
+        let context = Context {
+            mask: embedded.mask,
+            texts: batch.texts.clone(),
+            angles: Some(angles),
+        };
+        (x, context)
+    }
+
+    /// The output of one layer.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        context: &Context,
+        cache: Option<&mut Cache>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let cache = cache.map(|cache| (cache, index));
+        self.layers[index].forward(x, context, cache, pass)
+    }
+
+    /// The final hidden states of the last layer's output.
+    pub(crate) fn leave(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         EndsSlot::leave(self.ends.as_ref(), self.norm.forward(x), pass)
+    }
+
+    /// Whether anything trains before the first layer, and in every layer.
+    pub(crate) fn trained_stages(&self) -> (bool, Vec<bool>) {
+        let enter = trains(&self.embed_tokens) || trains(&self.lookup) || trains(&self.ends);
+        (enter, self.layers.iter().map(trains).collect())
     }
 
     /// The head's weight as `[d, vocab]`.
@@ -145,14 +179,6 @@ impl Llama {
         let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         head.val().transpose()
     }
-}
-
-/// What a block needs to know of the batch it works on.
-struct Context<'a> {
-    cos: &'a Tensor<3>,
-    sin: &'a Tensor<3>,
-    mask: Option<&'a Tensor<2>>,
-    cache: Option<(&'a mut Cache, usize)>,
 }
 
 impl Block {
@@ -206,8 +232,14 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, context: Context<'_>, pass: &Pass<'_>) -> Tensor<3> {
-        let output = self.attention(self.input_norm.forward(x.clone()), context, pass);
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        cache: Option<(&mut Cache, usize)>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let output = self.attention(self.input_norm.forward(x.clone()), context, cache, pass);
         let sublayer = Sublayer {
             residual: x.clone(),
             output,
@@ -224,16 +256,23 @@ impl Block {
         TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 
-    fn attention(&self, x: Tensor<3>, context: Context<'_>, pass: &Pass<'_>) -> Tensor<3> {
+    fn attention(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        cache: Option<(&mut Cache, usize)>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
         let mut q = self.q_proj.forward(x.clone(), pass);
         let mut k = self.k_proj.forward(x.clone(), pass);
         let v = self.v_proj.forward(x, pass);
         if let Some(HeadNorms { q_norm, k_norm }) = &self.head_norms {
             (q, k) = (q_norm.forward_heads(q), k_norm.forward_heads(k));
         }
-        let turn = |t| kernels::rotary(t, context.cos.clone(), context.sin.clone());
+        let (cos, sin) = context.angles();
+        let turn = |t| kernels::rotary(t, cos.clone(), sin.clone());
         let (q, k) = (turn(q), turn(k));
-        let (k, v) = match context.cache {
+        let (k, v) = match cache {
             Some((cache, layer)) => cache.extend(layer, k, v),
             None => (k, v),
         };
@@ -241,7 +280,8 @@ impl Block {
             q,
             k,
             v,
-            key_mask: context.mask.cloned(),
+            key_mask: context.mask.clone(),
+            texts: context.texts.clone(),
             spec: self.spec,
             keys_and_values: &|x| {
                 let k = self.k_proj.forward(x.clone(), pass);

@@ -6,8 +6,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::{
-    Adapted, CoreError, DenseOnly, Geometry, Host, Init, PackedReader, Pass, Surgeon, kernels,
-    state,
+    Adapted, CoreError, DenseOnly, Geometry, Host, Init, PackedReader, Pass, Surgeon, state,
 };
 use serde_json::Value;
 
@@ -252,10 +251,7 @@ impl Model {
         pass: &Pass<'_>,
     ) -> Tensor<1> {
         let hidden = self.hidden(batch, None, pass);
-        let ([rows, seq], [_, all, d]) = (batch.ids.dims(), hidden.dims());
-        let hidden = hidden.narrow(1, all - seq, seq);
-        let hidden = hidden.reshape([rows * seq, d]).select(0, places);
-        kernels::cross_entropy_head(hidden, self.head_weight(), targets)
+        self.next_token_loss(hidden, batch, places, targets)
     }
 }
 

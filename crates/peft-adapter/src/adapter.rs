@@ -298,6 +298,11 @@ impl<K: Kind> Method for Adapter<K> {
         Some(K::slot(adapter))
     }
 
+    fn needs_own_rows(&self) -> bool {
+        // Rows are left out, each by itself.
+        self.stochastic_depth > 0.0
+    }
+
     fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
         let factor = self.inv_factor()?;
         let coupling = NiceCoupling::new(width, factor, self.non_linearity, init);

@@ -174,6 +174,10 @@ impl Method for LoReft {
         Some(TapSlot::new(Reft::new(units, positions)))
     }
 
+    fn needs_own_rows(&self) -> bool {
+        true
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let units = self.used().into_iter().filter(|used| *used).count();
         let each = 2 * geometry.width * self.r + self.r;

@@ -136,6 +136,10 @@ impl Method for PTuning {
         self.num_virtual_tokens
     }
 
+    fn needs_own_rows(&self) -> bool {
+        true
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let d = geometry.table.width;
         let h = self.hidden(d);

@@ -146,6 +146,10 @@ impl Method for PromptTuning {
         self.num_virtual_tokens
     }
 
+    fn needs_own_rows(&self) -> bool {
+        true
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         self.num_virtual_tokens * geometry.table.width
     }

@@ -1,8 +1,8 @@
 //! The third seam: the attention core, where keys and values meet the queries.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
-pub use kernels::AttentionSpec;
+use burn::tensor::{Int, Tensor, TensorData};
+pub use kernels::{AttentionSpec, Texts};
 
 use crate::erased::{DynModule, Holder};
 use crate::pass::Pass;
@@ -19,6 +19,9 @@ pub struct Heads<'a> {
     pub v: Tensor<3>,
     /// `[batch, keys]`, 1 where a key may be seen and 0 at padding.
     pub key_mask: Option<Tensor<2>>,
+    /// The texts of a packed row, which do not see each other and carry no `key_mask`; none where
+    /// every row is one text.
+    pub texts: Option<Texts>,
     /// Number of heads, scale, causality, window.
     pub spec: AttentionSpec,
     /// The keys and values that the layer makes of other states, `[batch, n, d]`: its own
@@ -29,7 +32,10 @@ pub struct Heads<'a> {
 impl Heads<'_> {
     /// Scaled dot-product attention, `[batch, queries, heads * d_head]`.
     pub fn attend(self) -> Tensor<3> {
-        kernels::attention(self.q, self.k, self.v, &self.spec, self.key_mask)
+        match self.texts {
+            Some(texts) => kernels::attention_packed(self.q, self.k, self.v, &self.spec, &texts),
+            None => kernels::attention(self.q, self.k, self.v, &self.spec, self.key_mask),
+        }
     }
 
     /// Puts keys and values that every query sees before the others. In a layer with a sliding
@@ -38,6 +44,9 @@ impl Heads<'_> {
     /// # Shapes
     /// - keys, values: `[n, kv_heads * d_head]`, the same for every row of the batch
     pub fn with_prefix(mut self, keys: Tensor<2>, values: Tensor<2>) -> Self {
+        if let Some(texts) = self.texts.take() {
+            return self.with_prefix_of_texts(keys, values, &texts);
+        }
         let [batch, _, _] = self.k.dims();
         let [n, width] = keys.dims();
         let expand = |t: Tensor<2>| t.unsqueeze::<3>().expand([batch, n, width]);
@@ -47,6 +56,26 @@ impl Heads<'_> {
             let seen = Tensor::ones([batch, n], &mask.device());
             Tensor::cat(vec![seen, mask], 1)
         });
+        self
+    }
+
+    /// The same for every text of a packed row.
+    fn with_prefix_of_texts(mut self, keys: Tensor<2>, values: Tensor<2>, texts: &Texts) -> Self {
+        let [n, width] = keys.dims();
+        let places =
+            |(_, own): (_, std::ops::Range<usize>)| (0..n).chain(own.start + n..own.end + n);
+        let places: Vec<i64> = texts.places().flat_map(places).map(|i| i as i64).collect();
+        let all = places.len();
+        let device = self.k.device();
+        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [all]), &device);
+        let before_each = |prefix: Tensor<2>, own: Tensor<3>| {
+            let [_, length, _] = own.dims();
+            let rows = Tensor::cat(vec![prefix, own.reshape([length, width])], 0);
+            kernels::embedding(rows, places.clone()).reshape([1, all, width])
+        };
+        self.k = before_each(keys, self.k);
+        self.v = before_each(values, self.v);
+        self.texts = Some(texts.with_keys_before(n));
         self
     }
 }

@@ -106,6 +106,13 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         }
     }
 
+    /// Whether every row of a batch must be one text: the method counts places from the ends of a
+    /// text, puts virtual tokens before it or draws random numbers for it. Texts are then not packed
+    /// into one row.
+    fn needs_own_rows(&self) -> bool {
+        false
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false

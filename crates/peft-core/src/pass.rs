@@ -83,6 +83,18 @@ impl<'a> Pass<'a> {
         self.memory.clone()
     }
 
+    /// The same pass through another copy of the model, which has this shared state: for layers
+    /// that are computed a second time. Losses start anew.
+    pub fn again<'b>(&self, shared: Option<&'b SharedSlot>) -> Pass<'b> {
+        Pass {
+            position_offset: self.position_offset,
+            shared,
+            losses: RefCell::default(),
+            text: self.text.clone(),
+            memory: self.memory.clone(),
+        }
+    }
+
     /// The state shared across layers.
     ///
     /// # Panics

@@ -161,6 +161,7 @@ impl ToyLayer {
             k: self.key.forward(h.clone(), pass),
             v: self.value.forward(h, pass),
             key_mask: None,
+            texts: None,
             spec,
             keys_and_values: &|x| {
                 (

@@ -255,6 +255,36 @@ fn values_of_a_wrong_kind_are_refused_with_their_key_in_plain_words() {
 }
 
 #[test]
+fn checkpointing_is_a_key_that_leaves_no_trace_where_it_is_off() {
+    let off = serde_json::to_value(load(STUDY, &[("BASE", "/m")]).unwrap().train).unwrap();
+    assert!(off.get("checkpointing").is_none());
+    let text = STUDY.replace("[[method]]", "[train]\ncheckpointing = true\n[[method]]");
+    let study = load(&text, &[("BASE", "/m")]).unwrap();
+    assert!(study.train.checkpointing);
+}
+
+#[test]
+fn only_the_texts_of_completion_tasks_are_packed() {
+    let train = "[train]\npacking = true\n[[method]]";
+    let error = load(&STUDY.replace("[[method]]", train), &[("BASE", "/m")]).unwrap_err();
+    assert!(error.to_string().contains("`train.packing`"), "{error}");
+    let study = load(&CHAT.replace("[[method]]", train), &[]).unwrap();
+    assert!(study.train.packing);
+    let off = serde_json::to_value(load(CHAT, &[]).unwrap().train).unwrap();
+    assert!(off.get("packing").is_none());
+    for key in ["checkpointing", "packing"] {
+        let train = format!(
+            "[train]\n{key} = true\nadversarial = {{ kind = \"fgm\", epsilon = 1.0 }}\n[[method]]"
+        );
+        let error = load(&CHAT.replace("[[method]]", &train), &[]).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("`train.{key}`")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
     let with = |train: &str| {
         let text = STUDY.replace("[[method]]", &format!("[train]\n{train}\n[[method]]"));

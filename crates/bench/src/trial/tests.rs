@@ -136,3 +136,19 @@ fn a_wrong_kind_of_value_in_a_method_is_told_with_its_key() {
         );
     }
 }
+
+#[test]
+fn texts_are_not_packed_for_methods_that_need_a_row_for_each() {
+    let registry = Registry::builtin();
+    let check = |kind: &str| {
+        let mut trial = expanded(&format!("[[method]]\nkind = \"{kind}\""))
+            .unwrap()
+            .remove(0);
+        trial.check_packing(&registry).unwrap();
+        trial.train.packing = true;
+        trial.check_packing(&registry).map_err(|e| e.to_string())
+    };
+    check("lora").unwrap();
+    let error = check("prompt_tuning").unwrap_err();
+    assert!(error.contains("leave `packing` out"), "{error}");
+}

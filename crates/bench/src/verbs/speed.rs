@@ -30,6 +30,9 @@ pub struct Speed {
     /// Steps that are timed, after two that are not.
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// Compute layers again in the backward pass, in place of keeping their activations.
+    #[arg(long)]
+    checkpointing: bool,
     /// Wait for a line on standard input before every step, and say `ready` when waiting: for
     /// alternating with another program step by step.
     #[arg(long)]
@@ -56,6 +59,7 @@ impl Speed {
             batch: self.batch,
             seq: self.seq,
             steps: self.steps,
+            checkpointing: self.checkpointing,
         };
         let flop = flops(&base, &*method, work);
         let model = adapt(base, &*method, storage.build(), &mut init)?;
@@ -76,6 +80,7 @@ impl Speed {
             "shape": self.shape, "kind": kind, "config": config, "storage": storage,
             "device": self.compute.device, "threads": self.compute.threads,
             "batch": self.batch, "seq": self.seq, "steps": self.steps,
+            "checkpointing": self.checkpointing,
         });
         let figures = serde_json::to_value(figures)?;
         let both = line.as_object_mut().zip(figures.as_object());

@@ -14,7 +14,7 @@ use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
 use crate::execute::{self, Executor, Subprocess};
 use crate::layer_drop;
-use crate::memory;
+use crate::memory::{self, Load};
 use crate::plan::Plan;
 use crate::process::{self, Claim};
 use crate::progress;
@@ -173,11 +173,12 @@ fn checked(
         let method = trial.method(registry)?;
         let at = || format!("method `{}`", trial.label);
         method.check(&geometry).with_context(at)?;
+        trial.check_packing(registry)?;
         let offset = method.position_offset();
         data.check_positions(&study.task, offset, model.max_length())
             .with_context(at)?;
-        let batch = [trial.train.batch_size, data.longest()];
-        let memory = memory::predict(model, &*method, &trial.storage, batch);
+        let load = Load::of(&trial.train, data.longest());
+        let memory = memory::predict(model, &*method, &trial.storage, load);
         let shape = peft_core::geometry_for(model, &*method);
         let trained = peft_core::trained_parameters(&shape, &*method);
         let peak = memory::human(memory.predicted_peak);

@@ -10,6 +10,7 @@ use peft_core::{Init, adapt, state};
 
 use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StudyFile, pair, print};
+use crate::fixed::Steps;
 use crate::hub::Kind;
 use crate::registry::Registry;
 use crate::storage::StorageArgs;
@@ -35,6 +36,9 @@ pub struct Train {
     /// Seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Compute layers again in the backward pass, in place of keeping their activations.
+    #[arg(long)]
+    checkpointing: bool,
     /// Folder for the adapter.
     #[arg(long)]
     out: PathBuf,
@@ -89,6 +93,7 @@ impl Train {
         if let Some(rate) = self.learning_rate {
             study.train.learning_rate = OneOrMany::One(rate);
         }
+        study.train.checkpointing |= self.checkpointing;
         study.pin(self.quiet)?;
         anyhow::ensure!(
             study.train.learning_rate.values().len() == 1,
@@ -127,8 +132,12 @@ impl Train {
         let (mut fitted, config, format) = self.start(model, registry)?;
         let device = peft_core::device(&self.compute.device)?.autodiff();
         let batches = fixed::read(batches, &fitted.model, &device)?;
-        let decay = self.fixed.weight_decay;
-        let (trained, losses) = fixed::train(fitted.model, &*fitted.method, batches, rate, decay)?;
+        let steps = Steps {
+            rate,
+            weight_decay: self.fixed.weight_decay,
+            checkpointing: self.checkpointing,
+        };
+        let (trained, losses) = fixed::train(fitted.model, &*fitted.method, batches, steps)?;
         for (step, loss) in losses.iter().enumerate() {
             print(&format!("step {}: loss {loss:.6}\n", step + 1))?;
         }

@@ -11,6 +11,10 @@ use super::AttentionSpec;
 use crate::product::{self, View, ViewMut};
 use crate::{flex, simd};
 
+mod packed;
+
+pub(super) use packed::{backward_packed, backward_packed_joined, forward_packed};
+
 /// Queries whose scores are held at once.
 const BLOCK: usize = 64;
 
@@ -94,6 +98,12 @@ impl Sizes {
     fn k_shape(self) -> [usize; 4] {
         [self.batch, self.sk, self.spec.kv_heads, self.dh]
     }
+
+    /// Of queries, keys and values side by side.
+    fn joined_shape(self) -> [usize; 4] {
+        let heads = self.spec.heads + 2 * self.spec.kv_heads;
+        [self.batch, self.sq, heads, self.dh]
+    }
 }
 
 /// A zeroed tensor's elements for `[batch, seq, heads, dh]`.
@@ -127,17 +137,29 @@ pub(super) fn forward(
     mask: FlexTensor,
     spec: AttentionSpec,
 ) -> (FlexTensor, FlexTensor) {
-    let [q, k, v] = &qkv.map(flex::forward_strides);
+    let qkv = qkv.map(flex::forward_strides);
     let mask = flex::contiguous(mask);
-    let mask = flex::slice(&mask);
-    let sizes = Sizes::new(q, k, spec);
+    let sizes = Sizes::new(&qkv[0], &qkv[1], spec);
+    let mut out = zeros(sizes.q_shape());
+    let mut log_sum = vec![0.0; sizes.batch * spec.heads * sizes.sq];
+    forward_into(&mut out, &mut log_sum, &qkv, flex::slice(&mask), sizes);
+    let log_sum = flex::tensor(log_sum, Shape::new([sizes.batch, spec.heads, sizes.sq]));
+    (tensor(out, sizes.q_shape()), log_sum)
+}
+
+/// Fills the output and the logarithms of sums of all heads.
+fn forward_into(
+    out: &mut [f32],
+    log_sum: &mut [f32],
+    [q, k, v]: &[FlexTensor; 3],
+    mask: &[f32],
+    sizes: Sizes,
+) {
     let Sizes {
-        batch, sq, sk, dh, ..
+        spec, sq, sk, dh, ..
     } = sizes;
     let heads = spec.heads;
-    let mut out = zeros(sizes.q_shape());
-    let mut log_sum = vec![0.0; batch * heads * sq];
-    ViewMut::heads(&mut out, sizes.q_shape())
+    ViewMut::heads(out, sizes.q_shape())
         .into_par_iter()
         .zip(log_sum.par_chunks_mut(sq.max(1)))
         .enumerate()
@@ -162,8 +184,6 @@ pub(super) fn forward(
                 product::assign_here(out, 1.0, p, v);
             }
         });
-    let log_sum = flex::tensor(log_sum, Shape::new([batch, heads, sq]));
-    (tensor(out, sizes.q_shape()), log_sum)
 }
 
 /// The gradients for queries, keys and values.
@@ -185,7 +205,9 @@ pub(super) fn backward(
         ViewMut::heads(&mut dk, sizes.k_shape()),
         ViewMut::heads(&mut dv, sizes.k_shape()),
     ];
-    backward_into(views, grad, qkv, mask, log_sum, sizes);
+    let mask = flex::contiguous(mask);
+    let kept = [flex::slice(&mask), flex::slice(&log_sum)];
+    backward_into(views, grad, qkv, kept, sizes);
     (
         tensor(dq, sizes.q_shape()),
         tensor(dk, sizes.k_shape()),
@@ -202,32 +224,37 @@ pub(super) fn backward_joined(
     spec: AttentionSpec,
 ) -> FlexTensor {
     let sizes = Sizes::new(&qkv[0], &qkv[1], spec);
-    let (heads, kv_heads) = (spec.heads, spec.kv_heads);
-    let all = heads + 2 * kv_heads;
-    let shape = [sizes.batch, sizes.sq, all, sizes.dh];
+    let shape = sizes.joined_shape();
     let mut joined = zeros(shape);
-    let mut views = [Vec::new(), Vec::new(), Vec::new()];
-    for (i, view) in ViewMut::heads(&mut joined, shape).into_iter().enumerate() {
-        let head = i % all;
-        views[usize::from(head >= heads) + usize::from(head >= heads + kv_heads)].push(view);
-    }
-    backward_into(views, grad, qkv, mask, log_sum, sizes);
+    let mask = flex::contiguous(mask);
+    let kept = [flex::slice(&mask), flex::slice(&log_sum)];
+    backward_into(joined_views(&mut joined, sizes), grad, qkv, kept, sizes);
     tensor(joined, shape)
 }
 
-/// Fills the gradients of all heads, which are zero at first.
+/// The heads of queries, keys and values that lie side by side.
+fn joined_views(joined: &mut [f32], sizes: Sizes) -> [Vec<ViewMut<'_>>; 3] {
+    let (heads, kv_heads) = (sizes.spec.heads, sizes.spec.kv_heads);
+    let shape = sizes.joined_shape();
+    let mut views = [Vec::new(), Vec::new(), Vec::new()];
+    for (i, view) in ViewMut::heads(joined, shape).into_iter().enumerate() {
+        let head = i % shape[2];
+        views[usize::from(head >= heads) + usize::from(head >= heads + kv_heads)].push(view);
+    }
+    views
+}
+
+/// Fills the gradients of all heads, which are zero at first, given the mask and the logarithms of
+/// sums.
 fn backward_into(
     [mut dq, dk, dv]: [Vec<ViewMut<'_>>; 3],
     grad: FlexTensor,
     qkv: [FlexTensor; 3],
-    mask: FlexTensor,
-    log_sum: FlexTensor,
+    [mask, log_sum]: [&[f32]; 2],
     sizes: Sizes,
 ) {
     let [q, k, v] = &qkv.map(flex::forward_strides);
     let grad = &flex::forward_strides(grad);
-    let mask = flex::contiguous(mask);
-    let (mask, log_sum) = (flex::slice(&mask), flex::slice(&log_sum));
     let Sizes {
         spec, sq, sk, dh, ..
     } = sizes;

@@ -2,6 +2,9 @@
 
 mod composed;
 mod fused;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 mod qkv;
 #[cfg(test)]
 mod tests;
@@ -18,6 +21,7 @@ use burn::tensor::Tensor;
 
 use crate::flex;
 
+pub use packed::{Texts, attention_packed, attention_qkv_packed};
 pub use qkv::attention_qkv;
 
 /// What an attention operation needs to know besides its tensors.
@@ -37,6 +41,18 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
+    /// Refuses heads that do not fit together or into a width.
+    fn check_heads(&self, width: usize) {
+        let Self {
+            heads, kv_heads, ..
+        } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads) && width.is_multiple_of(heads),
+            "`kv_heads` = {kv_heads} must divide `heads` = {heads}, which must divide the width \
+             {width}"
+        );
+    }
+
     /// The keys that query `i` of `sq` may see among `sk`, padding aside.
     fn visible(&self, i: usize, sq: usize, sk: usize) -> Range<usize> {
         let end = if self.causal {
@@ -77,10 +93,7 @@ pub fn attention(
     let AttentionSpec {
         heads, kv_heads, ..
     } = *spec;
-    assert!(
-        kv_heads > 0 && heads.is_multiple_of(kv_heads) && width.is_multiple_of(heads),
-        "`kv_heads` = {kv_heads} must divide `heads` = {heads}, which must divide the width {width}"
-    );
+    spec.check_heads(width);
     let expected = [batch, sk, width / heads * kv_heads];
     for (name, dims) in [("k", k.dims()), ("v", v.dims())] {
         assert_eq!(

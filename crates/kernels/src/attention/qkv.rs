@@ -87,7 +87,7 @@ fn joined_grad<B: AttentionOps>(
 }
 
 /// Queries, keys and values; views of `qkv` on the CPU.
-fn split<B: Backend>(qkv: FloatTensor<B>, spec: &AttentionSpec) -> [FloatTensor<B>; 3] {
+pub(super) fn split<B: Backend>(qkv: FloatTensor<B>, spec: &AttentionSpec) -> [FloatTensor<B>; 3] {
     let (heads, kv_heads) = (spec.heads, spec.kv_heads);
     let dh = qkv.shape()[2] / (heads + 2 * kv_heads);
     let part = |start: usize, heads: usize| {
