@@ -249,7 +249,7 @@ mod tests {
     fn matrix(numbers: impl Fn(usize) -> [(f32, f32); 2]) -> Tensor<2> {
         let mut matrix = vec![0.0; 64];
         for out in 0..8 {
-            let (first, partner) = (out % 4 < 2, (out / 2 ^ 1) * 2 + out % 2);
+            let (first, partner) = (out % 4 < 2, ((out / 2) ^ 1) * 2 + out % 2);
             let [(alpha, theta), (partners_alpha, partners_theta)] = numbers(out);
             let sign = if first { -1.0 } else { 1.0 };
             matrix[out * 8 + out] = alpha * theta.cos();
