@@ -20,7 +20,7 @@ fn case(path: &str) -> PathBuf {
 }
 
 /// Adapter folders with the bases they are for.
-const ADAPTERS: [(&str, &str); 12] = [
+const ADAPTERS: [(&str, &str); 15] = [
     ("peft/gpt2-lora_patterns/adapter", "base/gpt2"),
     ("peft/gpt2-vera/adapter", "base/gpt2"),
     ("peft/gpt2-prefix_tuning/adapter", "base/gpt2"),
@@ -33,6 +33,9 @@ const ADAPTERS: [(&str, &str); 12] = [
     ("adapterhub/bert-houlsby_inv/adapter_bin", "base/bert"),
     ("adapterhub/roberta-loreft_tied/adapter", "base/roberta"),
     ("adapterhub/gpt2-prefix/adapter_bin", "base/gpt2"),
+    ("peft/gpt2-pissa/adapter", "base/gpt2"),
+    ("peft/bert-randlora/adapter", "base/bert"),
+    ("peft/bert-vb_lora/adapter", "base/bert"),
 ];
 
 fn init() -> Init {

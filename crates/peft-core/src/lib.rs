@@ -31,6 +31,7 @@ pub mod regulate;
 mod settle;
 pub mod site;
 pub mod state;
+mod store;
 pub mod tap;
 pub mod toy;
 pub mod trained;
@@ -44,9 +45,7 @@ pub use ends::{Ends, EndsSlot};
 pub use error::CoreError;
 pub use exchange::{Fields, Foreign, Form, Rule};
 pub use geometry::{BaseParam, Geometry, Part, Table, TapSite};
-pub use host::{
-    Adapted, Host, Surgeon, adapt, geometry_for, pack, trained_parameters, trains_inside,
-};
+pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters, trains_inside};
 pub use init::Init;
 pub use kernels;
 pub use lookup::{Lookup, LookupSlot};
@@ -57,5 +56,6 @@ pub use pass::{Pass, SharedSlot, Text};
 pub use projection::{Dense, Proj, Projection, Reweighted};
 pub use regulate::{Consequences, Regulator, Seams, Step, regulate};
 pub use site::{Role, Site, Targets};
+pub use store::pack;
 pub use tap::{Sublayer, Tap, TapSlot};
 pub use trained::{Origin, Trained, trained};

@@ -78,8 +78,8 @@ impl MethodConfig for RandLora {
                 ..Self::default()
             },
             RandLora {
-                rank: 20,
-                alpha: 40.0,
+                rank: 9,
+                alpha: 20.0,
                 targets: Targets::all_linear(),
                 ..Self::default()
             },
@@ -113,7 +113,16 @@ impl Method for RandLora {
         check::rank(self.rank)?;
         check::dropout(self.dropout)?;
         finite("alpha", self.alpha)?;
-        self.targets.select(&geometry.sites).map(|_| ())
+        self.targets.select(&geometry.sites)?;
+        // One product of full rank is enough; the shared matrices grow with the rank.
+        let most = self
+            .widest(geometry)
+            .map_or(0, |(d_in, d_out)| d_in.max(d_out));
+        if self.rank > most {
+            let expected = format!("at most {most}, the largest width of the targets");
+            return Err(CoreError::bad_value("rank", self.rank, &expected));
+        }
+        Ok(())
     }
 
     fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
@@ -257,6 +266,18 @@ mod tests {
     use super::*;
 
     peft_core::contract_tests!(RandLora);
+
+    #[test]
+    fn a_rank_above_every_width_is_refused() {
+        let mut init = Init::new(0, &burn::tensor::Device::flex());
+        let toy = <peft_core::toy::Toy as peft_core::contract::ContractHost>::build(&mut init);
+        let absurd = RandLora {
+            rank: 1 << 20,
+            ..RandLora::default()
+        };
+        let error = absurd.check(&peft_core::Host::geometry(&toy)).unwrap_err();
+        assert!(error.to_string().contains("`rank` is 1048576"), "{error}");
+    }
 
     #[test]
     fn there_are_enough_products_for_full_rank() {
