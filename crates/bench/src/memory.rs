@@ -233,11 +233,11 @@ mod tests {
         let peak = |load| predict(&model(), &lora, &StorageSpec::F32, load).predicted_peak;
         let checkpointed = Load {
             checkpointing: true,
-            ..load(64)
+            ..load([4, 16])
         };
         let (width, inner) = (32, 128);
         let saved = 4 * 64 * (6 * width + 2 * inner - width);
-        assert_eq!(peak(load(64)) - peak(checkpointed), saved);
+        assert_eq!(peak(load([4, 16])) - peak(checkpointed), saved);
     }
 
     #[test]

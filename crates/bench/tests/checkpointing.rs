@@ -37,6 +37,7 @@ fn trainee(layers: usize, method: &dyn Method, device: &Device) -> Trainee {
 
 fn batch(trainee: &Trainee, device: &Device) -> TrainBatch {
     let example = |row: usize| Example {
+        task: 0,
         ids: (0..LENGTH)
             .map(|i| ((row * 13 + i * i * 7) % VOCAB) as u32)
             .collect(),
