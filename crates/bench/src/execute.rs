@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
 use crate::trial::Trial;
-use crate::{adapter, environment, memory, source};
+use crate::{adapter, environment, memory, parts, source};
 
 /// Runs trials; a sweep does not care how.
 pub trait Executor {
@@ -173,6 +173,7 @@ pub fn run(
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();
     let packing = source::packing(&loaded.model);
+    parts::bring(&*method, &loaded.model, &training)?;
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
     check_positions(&data, &model)?;

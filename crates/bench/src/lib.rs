@@ -19,6 +19,7 @@ pub mod fixed;
 pub mod flops;
 pub mod hub;
 pub mod memory;
+pub mod parts;
 pub mod pretrain;
 pub mod process;
 pub mod progress;

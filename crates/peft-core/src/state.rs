@@ -105,16 +105,18 @@ pub type Tensors = BTreeMap<String, TensorData>;
 
 /// The values of the trained parameters. Call it on a module in training mode.
 pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
-    collected(module, |tracked| tracked)
+    tensors_of(module, |_, trained| trained)
 }
 
-fn collected<M: Module>(module: &M, wanted: fn(bool) -> bool) -> Tensors {
-    struct Collector {
+/// The values of the floating-point parameters that `wanted` picks by name and by whether they are
+/// trained. Call it on a module in training mode.
+pub fn tensors_of<M: Module>(module: &M, wanted: impl Fn(&str, bool) -> bool) -> Tensors {
+    struct Collector<F> {
         path: Vec<String>,
-        wanted: fn(bool) -> bool,
+        wanted: F,
         tensors: Tensors,
     }
-    impl ModuleVisitor for Collector {
+    impl<F: Fn(&str, bool) -> bool> ModuleVisitor for Collector<F> {
         fn enter_module(&mut self, name: &str, _container_type: &str) {
             self.path.push(name.into());
         }
@@ -122,9 +124,9 @@ fn collected<M: Module>(module: &M, wanted: fn(bool) -> bool) -> Tensors {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if (self.wanted)(param.is_require_grad()) {
-                self.tensors
-                    .insert(self.path.join("."), param.val().into_data());
+            let name = self.path.join(".");
+            if (self.wanted)(&name, param.is_require_grad()) {
+                self.tensors.insert(name, param.val().into_data());
             }
         }
     }
@@ -139,7 +141,7 @@ fn collected<M: Module>(module: &M, wanted: fn(bool) -> bool) -> Tensors {
 
 /// The values of every floating-point parameter, trained or not.
 pub fn float_tensors<M: Module>(module: &M) -> Tensors {
-    collected(module, |_| true)
+    tensors_of(module, |_, _| true)
 }
 
 /// Puts values in place of parameters of these names, trained or not. `file` names their source in

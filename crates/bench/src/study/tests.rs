@@ -161,3 +161,23 @@ fn a_metric_of_the_other_kind_of_task_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn folders_of_trained_adapters_start_at_the_file_too() {
+    let fusion = r#"
+    [[method]]
+    kind = "stack"
+    parts = [
+        { adapter = "${BASE}/a" },
+        { kind = "fusion", adapters = ["b", "hf://org/c"] },
+        { kind = "lora", rank = 2 },
+    ]
+    "#;
+    let study = load(&format!("{STUDY}{fusion}"), &[("BASE", "/models")]).unwrap();
+    let parts = &study.method[1].config["parts"];
+    assert_eq!(parts[0]["adapter"], "/models/a");
+    let folders = &parts[1]["adapters"];
+    let near = folders[0].as_str().unwrap();
+    assert!(near.ends_with("/b") && near.len() > 2, "{near}");
+    assert_eq!(folders[1], "hf://org/c");
+}

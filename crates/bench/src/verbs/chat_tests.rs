@@ -99,6 +99,7 @@ fn converse(lines: &str) -> Recorder {
         base: Adaptable {
             model: folder.path().into(),
             adapter: Vec::new(),
+            compose: None,
         },
         chosen: None,
         system: None,

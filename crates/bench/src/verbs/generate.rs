@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
 use clap::Args;
 use models::{Choice, Generation};
 
@@ -54,6 +55,30 @@ pub(crate) struct Adaptable {
     /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
     #[arg(long, value_name = "[NAME=]DIR")]
     pub(crate) adapter: Vec<AdapterArg>,
+    /// Use the adapters as one method made of them: `stack`, `average`, or its keys as inline TOML,
+    /// as in 'kind = "average"
+    /// weights = [3, 1]'.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) compose: Option<String>,
+}
+
+impl Adaptable {
+    /// The base, which has been found at `model`, and its adapters.
+    pub(crate) fn load(
+        &self,
+        model: &Path,
+        registry: &Registry,
+        device: &Device,
+    ) -> Result<Adapters> {
+        let Some(composition) = &self.compose else {
+            return Adapters::load(model, &self.adapter, registry, device);
+        };
+        ensure!(
+            self.adapter.iter().all(|arg| arg.weight.is_none()),
+            "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
+        );
+        Adapters::load(model, &self.adapter, registry, device)?.composed(composition, registry)
+    }
 }
 
 /// How tokens are chosen.
@@ -83,7 +108,7 @@ impl Generate {
         let texts = self.texts()?;
         let device = peft_core::device(&self.compute.device)?;
         let model = source::pinned(&self.base.model, false)?;
-        let adapters = Adapters::load(&model, &self.base.adapter, registry, &device)?;
+        let adapters = self.base.load(&model, registry, &device)?;
         let name = adapters.choose(self.chosen.as_deref());
         let adapted = adapters.get(name.context("which adapter to use is said by `--use`")?)?;
         ensure!(
