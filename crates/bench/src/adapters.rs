@@ -7,7 +7,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use models::{Loaded, Model};
-use peft_core::{Adapted, Init, blend};
+use peft_core::{Adapted, Init, blend, pack};
 use serde_json::Value;
 
 use crate::adapter::{self, Card, Opened};
@@ -15,7 +15,7 @@ use crate::hub::{Kind, RepoId};
 use crate::parts;
 use crate::registry::Registry;
 use crate::source;
-use crate::trial::StorageSpec;
+use crate::storage::StorageSpec;
 
 /// The name of the model without an adapter.
 pub const BASE: &str = "base";
@@ -89,25 +89,28 @@ struct Set {
 }
 
 /// A base model and what it becomes with each of several adapters. All share the base's tensors,
-/// so that an adapter costs the memory of its own ones, and using another costs nothing. Adapters
-/// on packed weights bring a packed copy of those they adapt.
+/// so that an adapter costs the memory of its own ones, and using another costs nothing. An
+/// adapter that says how its base is stored brings a packed copy of it, unless the base is packed so.
 pub struct Adapters {
     base: Model,
     config: Value,
     bare: Adapted<Model>,
     sets: Vec<Set>,
     classes: Option<usize>,
+    new_layers: Vec<String>,
     training: Device,
 }
 
 impl Adapters {
-    /// Loads a base model and adapters for it, ready to compute without gradients.
+    /// Loads a base model and adapters for it, ready to compute without gradients. `storage` is how
+    /// the base is to be stored.
     ///
     /// # Errors
-    /// If the model or an adapter cannot be loaded, two adapters have one name, or they are for
-    /// different numbers of classes.
+    /// If the model or an adapter cannot be loaded, the model is packed another way already, two
+    /// adapters have one name, or they are for different numbers of classes.
     pub fn load(
         model: &Path,
+        storage: &StorageSpec,
         adapters: &[AdapterArg],
         registry: &Registry,
         device: &Device,
@@ -125,16 +128,17 @@ impl Adapters {
             config,
             new_layers,
         } = source::load(model, classes, &mut Init::new(seed, &training))?;
-        if adapters.is_empty() && !new_layers.is_empty() {
-            let missing = new_layers.join(", ");
-            eprintln!("note: the checkpoint has no {missing}; it starts random");
-        }
+        let base = match storage.build() {
+            Some(storage) => pack(base.no_grad(), storage)?,
+            None => base,
+        };
         let mut loaded = Self {
             bare: Adapted::plain(base.valid()),
             base,
             config,
             sets: Vec::new(),
             classes,
+            new_layers,
             training,
         };
         for arg in adapters {
@@ -259,6 +263,14 @@ impl Adapters {
     pub fn list(&self) -> String {
         let names: Vec<_> = [BASE].into_iter().chain(self.names()).collect();
         format!("`{}`", names.join("`, `"))
+    }
+
+    /// The layers that neither the checkpoint nor an adapter has: they hold random values.
+    pub fn untrained(&self) -> &[String] {
+        match self.classes {
+            Some(_) => &[],
+            None => &self.new_layers,
+        }
     }
 
     /// The base model's configuration.

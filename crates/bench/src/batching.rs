@@ -1,5 +1,7 @@
 //! Batches of examples of similar length, so that little of the work is padding.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use models::{Batch, Model, Side};
 use rand::{SeedableRng, seq::SliceRandom};
@@ -40,6 +42,8 @@ pub struct TrainBatch {
     pub targets: Targets,
     /// Tokens that are no padding.
     pub tokens: usize,
+    /// Layers whose modules of the method take no part.
+    pub left_out: BTreeSet<usize>,
 }
 
 /// What is to be learnt of a batch.
@@ -103,6 +107,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
         batch,
         targets,
         tokens: rows.iter().map(|row| row.len()).sum(),
+        left_out: BTreeSet::new(),
     }
 }
 

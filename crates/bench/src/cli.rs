@@ -8,7 +8,6 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::registry::Registry;
-use crate::trial::StorageSpec;
 use crate::verbs;
 
 /// Compares parameter-efficient fine-tuning methods: adapters, LoRA and QLoRA.
@@ -121,38 +120,6 @@ impl Compute {
             .num_threads(self.threads.unwrap_or(0))
             .build_global()?;
         rayon::scope(|_| work())
-    }
-}
-
-/// How the frozen weights are stored; an adapter of our own format says it itself.
-#[derive(Args, Clone, Debug)]
-pub struct StorageArgs {
-    /// Storage of the frozen weights.
-    #[arg(long, default_value = "f32")]
-    pub storage: String,
-    /// Values that share a scale, for packed storage.
-    #[arg(long)]
-    pub block_size: Option<usize>,
-    /// Pack the scales too.
-    #[arg(long)]
-    pub double_quant: bool,
-}
-
-impl StorageArgs {
-    /// The storage these options describe.
-    ///
-    /// # Errors
-    /// If there is none of that name, or it has no such option.
-    pub fn spec(&self) -> Result<StorageSpec> {
-        let mut table = serde_json::json!({ "storage": self.storage });
-        if let Some(size) = self.block_size {
-            table["block_size"] = size.into();
-        }
-        if self.double_quant {
-            table["double_quant"] = true.into();
-        }
-        let parsed = serde_json::from_value(table);
-        parsed.map_err(|e| anyhow::anyhow!("`--storage {}`: {e}", self.storage))
     }
 }
 

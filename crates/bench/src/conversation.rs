@@ -3,54 +3,36 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde::Serialize;
-
-/// Who said something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Whoever set the model up.
-    System,
-    /// The user.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// One message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// Who said it.
-    pub role: Role,
-    /// What.
-    pub content: String,
-}
+use tasks::chat_template::ChatTemplate;
+pub use tasks::layout::{Role, Turn};
+use tasks::tokenizer::special_ids;
+use tokenizers::Tokenizer;
 
 /// What was said so far.
 #[derive(Clone, Debug, Default)]
 pub struct Conversation {
-    messages: Vec<Message>,
+    messages: Vec<Turn>,
 }
 
 impl Conversation {
     /// A conversation that begins with what the model is told, if anything.
     pub fn new(system: Option<String>) -> Self {
         let role = Role::System;
-        let message = |content| Message { role, content };
+        let message = |content| Turn { role, content };
         Self {
             messages: system.into_iter().map(message).collect(),
         }
     }
 
     /// All messages, the oldest first.
-    pub fn messages(&self) -> &[Message] {
+    pub fn messages(&self) -> &[Turn] {
         &self.messages
     }
 
     /// The conversation after this message.
     pub fn with(&self, role: Role, content: &str) -> Self {
         let mut messages = self.messages.clone();
-        messages.push(Message {
+        messages.push(Turn {
             role,
             content: content.into(),
         });
@@ -102,34 +84,68 @@ pub struct Rendered {
     pub special: bool,
 }
 
-/// How conversations are written for a model.
-///
-/// This is where a model's own chat template plugs in: [`Format::of`] finds it in the folder
-/// (`chat_template.jinja`, or `chat_template` of `tokenizer_config.json`) and [`Format::render`]
-/// renders it, with `special` false. Until then every model gets `User: ...\nAssistant:`, and
-/// [`Format::note`] says so where the folder has a template.
+/// How conversations are written for a model, and what ends an answer in them: by its chat template,
+/// or as `User: ...` and `Assistant: ...` where it has none.
 pub struct Format {
-    has_template: bool,
+    template: Option<ChatTemplate>,
+    ending: Vec<u32>,
+    stop: Vec<String>,
 }
 
 impl Format {
-    /// The format of a model folder.
-    pub fn of(folder: &Path) -> Self {
-        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-        let config: serde_json::Value =
-            serde_json::from_str(&read("tokenizer_config.json")).unwrap_or_default();
-        Self {
-            has_template: !read("chat_template.jinja").is_empty()
-                || !config["chat_template"].is_null(),
+    /// The format of a model folder, or by the template chosen: a built-in one by its name, or a
+    /// file. `ending` are the tokens that end the model's texts.
+    ///
+    /// # Errors
+    /// If the template cannot be read or is not valid.
+    pub fn of(
+        folder: &Path,
+        chosen: Option<&str>,
+        tokenizer: &Tokenizer,
+        mut ending: Vec<u32>,
+    ) -> Result<Self> {
+        let template = match chosen {
+            Some(choice) => Some(ChatTemplate::chosen(choice, folder)?),
+            None => ChatTemplate::find(folder)?,
+        };
+        let Some(template) = template else {
+            return Ok(Self {
+                template: None,
+                ending,
+                stop: vec!["\nUser:".into(), "\nSystem:".into()],
+            });
+        };
+        let last = ending.first().and_then(|id| tokenizer.id_to_token(*id));
+        let template = template.with_end_token(last);
+        let mut stop = Vec::new();
+        if let Some(mark) = template.end_of_turn()? {
+            // An ordinary token of the same text may stand within an answer.
+            let token = tokenizer.token_to_id(&mark);
+            match token.filter(|id| special_ids(tokenizer).contains(id)) {
+                Some(id) if ending.contains(&id) => {}
+                Some(id) => ending.push(id),
+                None => stop.push(mark),
+            }
         }
+        Ok(Self {
+            template: Some(template),
+            ending,
+            stop,
+        })
     }
 
     /// The conversation as the model reads it, up to where its answer begins.
     ///
     /// # Errors
-    /// None in the plain format; a template may refuse a conversation.
-    pub fn render(&self, messages: &[Message]) -> Result<Rendered> {
-        let line = |message: &Message| {
+    /// If the template refuses the conversation.
+    pub fn render(&self, messages: &[Turn]) -> Result<Rendered> {
+        if let Some(template) = &self.template {
+            return Ok(Rendered {
+                text: template.prompt(messages)?,
+                special: false,
+            });
+        }
+        let line = |message: &Turn| {
             let name = match message.role {
                 Role::System => "System",
                 Role::User => "User",
@@ -144,22 +160,29 @@ impl Format {
         })
     }
 
-    /// Texts that begin somebody else's turn, where no token ends one.
-    pub fn stop_texts(&self) -> Vec<String> {
-        vec!["\nUser:".into(), "\nSystem:".into()]
+    /// The tokens that end an answer.
+    pub fn ending(&self) -> &[u32] {
+        &self.ending
+    }
+
+    /// Texts that end an answer or begin somebody else's turn, where no token does.
+    pub fn stop_texts(&self) -> &[String] {
+        &self.stop
     }
 
     /// What a user should know of the format.
-    pub fn note(&self) -> Option<String> {
-        self.has_template.then(|| {
-            "note: the model's chat template is not used; it reads `User: ...` and `Assistant: ...`"
-                .into()
-        })
+    pub fn note(&self) -> Option<&'static str> {
+        self.template.is_none().then_some(
+            "note: the model has no chat template, so it reads `User: ...` and `Assistant: ...`; \
+             `--chat-template` takes another",
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn conversation(turns: usize) -> Conversation {
@@ -175,8 +198,8 @@ mod tests {
 
     fn text(conversation: &Conversation) -> String {
         let folder = tempfile::tempdir().unwrap();
-        let format = Format::of(folder.path());
-        assert_eq!(format.note(), None);
+        let format = Format::of(folder.path(), None, &golden().1, vec![1]).unwrap();
+        assert!(format.note().is_some());
         format.render(conversation.messages()).unwrap().text
     }
 
@@ -217,14 +240,54 @@ mod tests {
         assert!(fits(least) && !fits(least - 1));
     }
 
+    /// A model folder with a template, its tokenizer, and conversations as `transformers` writes them.
+    fn golden() -> (PathBuf, Tokenizer, serde_json::Value) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chat");
+        let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+        let model = folder.join("model");
+        let tokenizer = crate::source::read_tokenizer(&model).unwrap();
+        (model, tokenizer, serde_json::from_str(&cases).unwrap())
+    }
+
     #[test]
-    fn a_template_that_is_not_used_is_mentioned() {
+    fn a_model_with_a_template_reads_the_text_and_tokens_that_transformers_gives_it() {
+        let (model, tokenizer, cases) = golden();
+        let format = Format::of(&model, None, &tokenizer, vec![1]).unwrap();
+        assert_eq!(format.note(), None);
+        let cases = cases.as_array().unwrap();
+        assert_eq!(cases.len(), 3);
+        for case in cases {
+            let turns: Vec<Turn> = serde_json::from_value(case["turns"].clone()).unwrap();
+            let rendered = format.render(&turns).unwrap();
+            assert_eq!(rendered.text, case["text"]);
+            let ids = tokenizer.encode(rendered.text, rendered.special).unwrap();
+            assert_eq!(serde_json::json!(ids.get_ids()), case["ids"]);
+        }
+    }
+
+    #[test]
+    fn the_token_that_ends_a_turn_ends_an_answer_beside_those_that_end_texts() {
+        let (model, tokenizer, _) = golden();
+        let format = |chosen, ending| Format::of(&model, chosen, &tokenizer, ending).unwrap();
+        let end_of_turn = tokenizer.token_to_id("<|im_end|>").unwrap();
+        let own = format(None, vec![1]);
+        assert_eq!(
+            (own.ending(), own.stop_texts().len()),
+            (&[1, end_of_turn][..], 0)
+        );
+        assert_eq!(format(None, vec![end_of_turn]).ending(), [end_of_turn]);
+        // A mark that is no special token of this tokenizer ends an answer as a text.
+        let other = format(Some("gemma"), vec![1]);
+        assert_eq!(other.ending(), [1]);
+        assert_eq!(other.stop_texts(), ["<end_of_turn>"]);
+    }
+
+    #[test]
+    fn a_damaged_template_is_an_error_that_names_its_file() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("tokenizer_config.json");
-        std::fs::write(&file, r#"{ "chat_template": "{{ messages }}" }"#).unwrap();
-        assert!(Format::of(folder.path()).note().is_some());
-        std::fs::remove_file(file).unwrap();
-        std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
-        assert!(Format::of(folder.path()).note().is_some());
+        std::fs::write(folder.path().join("chat_template.jinja"), "{% for %}").unwrap();
+        let error = Format::of(folder.path(), None, &golden().1, vec![1]);
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("chat_template.jinja"), "{error}");
     }
 }

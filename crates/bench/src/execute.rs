@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use burn::module::Module;
 use models::Model;
 use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
@@ -15,6 +15,7 @@ use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInf
 
 use crate::data::{self, Data, Prepared};
 use crate::evaluate::Evaluator;
+use crate::layer_drop::{self, as_evaluated};
 use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
@@ -95,7 +96,7 @@ fn died(trial: &Trial, registry: &Registry, status: std::process::ExitStatus) ->
     empty_record(trial, registry, status)
 }
 
-fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
+pub(crate) fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
     Ok(Record {
         schema: SCHEMA,
         trial: trial.info(registry)?,
@@ -172,6 +173,7 @@ pub fn run(
     );
     let before = sample_answers(&evaluator, &loaded.model, trial.samples);
     let base = loaded.model.geometry();
+    layer_drop::check_on(&trial.train, base.layers).map_err(Error::msg)?;
     let packing = source::packing(&loaded.model);
     parts::bring(&*method, &loaded.model, &training)?;
     let mut init = Init::new(trial.seed, &training);
@@ -235,11 +237,12 @@ fn finish(
         adapter::save(&outcome.model, trial, &evaluator.data.labels, folder)?;
     }
     let splits = &evaluator.data.splits;
-    let dev = evaluator.full(&outcome.model, &splits.dev)?;
-    let test = evaluator.full(&outcome.model, &splits.test)?;
+    let scored = as_evaluated(&outcome.model, &trial.train);
+    let dev = evaluator.full(&scored, &splits.dev)?;
+    let test = evaluator.full(&scored, &splits.test)?;
     let after = match before.is_empty() {
         true => Vec::new(),
-        false => evaluator.answers(&outcome.model.valid(), &splits.test[..before.len()]),
+        false => evaluator.answers(&scored.valid(), &splits.test[..before.len()]),
     };
     let samples = before.into_iter().zip(after).zip(&splits.test);
     record.samples = samples

@@ -51,6 +51,7 @@ pub fn read(file: &Path, model: &Adapted<Model>, device: &Device) -> Result<Vec<
             batch: Batch::from_parts(ids, mask, rows, host.positions(), device),
             targets,
             tokens: real,
+            left_out: Default::default(),
         })
     };
     (0..steps).map(batch).collect()

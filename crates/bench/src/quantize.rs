@@ -17,20 +17,6 @@ use crate::source;
 /// What PyTorch decodes the weights to.
 const DTYPE: &str = "float32";
 
-/// Files of a tokenizer and of generation, copied where they are.
-const COPIED: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-];
-
 /// What packing did to the layers of one role.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Loss {
@@ -200,13 +186,7 @@ fn write(folder: &Path, tensors: &state::Tensors, config: &Value, out: &Path) ->
     state::save(tensors, metadata, &half.path().join("model.safetensors"))?;
     let text = serde_json::to_string_pretty(config)?;
     state::write_atomically(&half.path().join("config.json"), text.as_bytes())?;
-    for name in COPIED {
-        let file = folder.join(name);
-        if file.is_file() {
-            std::fs::copy(&file, half.path().join(name))
-                .with_context(|| format!("cannot copy `{}`", file.display()))?;
-        }
-    }
+    source::copy_tokenizer(folder, half.path())?;
     share(half.path()).with_context(cannot)?;
     std::fs::rename(half.path(), out).with_context(cannot)?;
     // What was to be removed has another name now.

@@ -19,6 +19,7 @@ macro_rules! with_methods {
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
             peft_adapter::Mam,
+            peft_adapter::AdapterPlus,
             peft_adapter::Compacter,
             peft_adapter::CompacterPlus,
             peft_adapter::Prefix,
@@ -49,6 +50,15 @@ macro_rules! with_methods {
             peft_qlora::Qlora,
         }
     };
+}
+
+/// The methods of this workspace and these besides; a kind already there is replaced.
+///
+/// `bench::cli::run(&bench::registry![MyMethod])` is a whole program; the guide is
+/// `experiments/own-method`.
+#[macro_export]
+macro_rules! registry {
+    ($($method:ty),* $(,)?) => { $crate::registry::Registry::builtin()$(.with::<$method>())* };
 }
 
 /// What the harness knows of one method.
@@ -276,221 +286,4 @@ impl Registry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::{Device, Int, Tensor};
-    use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
-    use peft_core::contract::{self, ContractHost, Setting};
-    use peft_core::{Adapted, Host, Init, Surgeon};
-
-    #[test]
-    fn an_unknown_kind_lists_the_known_ones_and_suggests_the_nearest() {
-        let error = Registry::builtin()
-            .parse("lroa", &Value::Null)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("`houlsby`") && error.contains("did you mean `lora`"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn every_kind_is_registered_once() {
-        let mut kinds: Vec<_> = Registry::builtin().0.iter().map(|e| e.info.kind).collect();
-        let all = kinds.len();
-        kinds.sort_unstable();
-        kinds.dedup();
-        assert_eq!(kinds.len(), all);
-    }
-
-    /// The contract's view of a real architecture.
-    macro_rules! host {
-        ($name:ident, $build:expr) => {
-            #[derive(burn::module::Module, Debug)]
-            struct $name {
-                model: Model,
-            }
-            impl Host for $name {
-                fn geometry(&self) -> Geometry {
-                    self.model.geometry()
-                }
-                fn rebuild(self, surgeon: &mut dyn Surgeon) -> Self {
-                    Self {
-                        model: self.model.rebuild(surgeon),
-                    }
-                }
-                fn untie_head(self) -> Self {
-                    Self {
-                        model: self.model.untie_head(),
-                    }
-                }
-            }
-            impl ContractHost for $name {
-                const VOCAB: usize = 31;
-                fn build(init: &mut Init) -> Self {
-                    let build: fn(&mut Init) -> Model = $build;
-                    Self { model: build(init) }
-                }
-                fn logits(adapted: &Adapted<Self>, ids: Tensor<2, Int>) -> Tensor<3> {
-                    let device = ids.device();
-                    let [rows, seq] = ids.dims();
-                    let ids: Vec<i64> = ids.into_data().convert::<i64>().try_to_vec().unwrap();
-                    let ids = ids.into_iter().map(|id| id as u32).collect();
-                    let positions = adapted.host.model.positions();
-                    // The last tokens of every row are padding, so that masks take part.
-                    let mask = (0..rows * seq).map(|i| f32::from(u8::from(i % seq < seq - 1)));
-                    let mask = mask.collect();
-                    let batch = models::Batch::from_parts(ids, mask, rows, positions, &device);
-                    let model = Adapted {
-                        host: adapted.host.model.clone(),
-                        shared: adapted.shared.clone(),
-                        position_offset: adapted.position_offset,
-                    };
-                    models::logits(&model, &batch)
-                }
-            }
-        };
-    }
-
-    host!(GptHost, |init| {
-        Model::random_gpt2(Gpt2Config::new(31, 16, 12, 2, 2), init).unwrap()
-    });
-    host!(BertHost, |init| {
-        let config = serde_json::json!({
-            "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "intermediate_size": 20, "max_position_embeddings": 16,
-            "type_vocab_size": 2, "num_labels": 3
-        });
-        let config = BertConfig::from_json(Family::Bert, &config, "test".as_ref()).unwrap();
-        Model::random_bert(config, init).unwrap()
-    });
-
-    /// A small model of the Llama family with these settings besides. Grouped queries, wider than
-    /// the model; a tied head.
-    fn llama(own: serde_json::Value, init: &mut Init) -> Model {
-        let mut config = serde_json::json!({
-            "vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 20,
-            "max_position_embeddings": 16, "tie_word_embeddings": true, "initializer_range": 0.1
-        });
-        let own = own.as_object().unwrap().clone();
-        config.as_object_mut().unwrap().extend(own);
-        let config = LlamaConfig::from_json(&config, "test".as_ref()).unwrap();
-        Model::random_llama(config, init).unwrap()
-    }
-
-    host!(LlamaHost, |init| {
-        // With biases, which BitFit trains.
-        let biases = serde_json::json!(
-            {"model_type": "llama", "attention_bias": true, "mlp_bias": true}
-        );
-        llama(biases, init)
-    });
-
-    // A window shorter than the text, out of which a prefix falls, so that weights must be large
-    // enough for the rest of it to show.
-    host!(MistralHost, |init| {
-        let window = serde_json::json!({"model_type": "mistral", "sliding_window": 4});
-        llama(window, init)
-    });
-
-    fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-        contract::identity_at_init::<M, H>(setting);
-        contract::merge_preserves_the_output::<M, H>(setting);
-        contract::saved_alone_and_restored::<M, H>(setting);
-        contract::targets_that_match_nothing_are_an_error::<M, H>(setting);
-    }
-
-    macro_rules! gpt2_contract {
-        ($($method:ty),* $(,)?) => {
-            $(
-                let setting = Setting::dense(Device::flex());
-                contract_on::<$method, GptHost>(&setting);
-                contract::count_equals_closed_form::<$method, GptHost>(&setting);
-                contract::only_declared_parameters_train::<$method, GptHost>(&setting);
-                contract::loss_falls::<$method, GptHost>(&setting);
-            )*
-        };
-    }
-
-    #[test]
-    fn every_method_keeps_the_contract_on_gpt2() {
-        with_methods!(gpt2_contract);
-    }
-
-    macro_rules! bert_contract {
-        ($($method:ty),* $(,)?) => {
-            $(contract_on::<$method, BertHost>(&Setting::dense(Device::flex()));)*
-        };
-    }
-
-    #[test]
-    fn every_method_keeps_the_contract_on_bert() {
-        with_methods!(bert_contract);
-    }
-
-    macro_rules! llama_contract {
-        ($($method:ty),* $(,)?) => {
-            $(
-                let setting = Setting::dense(Device::flex());
-                contract_on::<$method, LlamaHost>(&setting);
-                contract::count_equals_closed_form::<$method, LlamaHost>(&setting);
-                contract::only_declared_parameters_train::<$method, LlamaHost>(&setting);
-                contract::loss_falls::<$method, LlamaHost>(&setting);
-            )*
-        };
-    }
-
-    #[test]
-    fn every_method_keeps_the_contract_on_llama() {
-        with_methods!(llama_contract);
-    }
-
-    macro_rules! mistral_contract {
-        ($($method:ty),* $(,)?) => {
-            $(
-                let setting = Setting::dense(Device::flex());
-                contract_on::<$method, MistralHost>(&setting);
-                contract::loss_falls::<$method, MistralHost>(&setting);
-            )*
-        };
-    }
-
-    #[test]
-    fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
-        use peft_adapter::{LoReft, Mam, PTuning, Prefix, PromptTuning};
-        mistral_contract!(Prefix, Mam, PromptTuning, PTuning, LoReft, peft_lora::Lora);
-    }
-
-    #[test]
-    fn adapters_keep_the_contract_over_packed_weights() {
-        macro_rules! over {
-            ($storage:expr; $($method:ty),* $(,)?) => {
-                let storage = $storage;
-                let setting = Setting {
-                    device: Device::flex(),
-                    storage: Some(&storage),
-                };
-                $(
-                    contract_on::<$method, GptHost>(&setting);
-                    contract::loss_falls::<$method, GptHost>(&setting);
-                    contract::count_equals_closed_form::<$method, GptHost>(&setting);
-                )*
-            };
-        }
-        use peft_adapter::{
-            Average, BatchSplit, BitFit, Compacter, CompacterPlus, Fusion, Houlsby, LnTuning,
-            LoReft, Mam, PTuning, Parallel, Pfeiffer, Prefix, PromptTuning, Split, Stack,
-        };
-        use peft_lora::{
-            AdaLora, Boft, Dora, FourierFt, Hira, Ia3, Loha, Lokr, Lora, LoraFa, Miss, Oft, Vera,
-        };
-        over!(peft_qlora::Nf4::default();
-            Houlsby, Pfeiffer, Parallel, Compacter, CompacterPlus, Prefix, PromptTuning, PTuning,
-            LoReft, BitFit, LnTuning, Mam, Fusion, Stack, Average, Split, BatchSplit, Lora, LoraFa, Dora, AdaLora, Vera, Ia3, Hira, Loha, Lokr,
-            Miss, Oft, Boft, FourierFt);
-        over!(peft_qlora::Fp4::new(32, false); Houlsby, Prefix, PTuning, Lora);
-        over!(peft_qlora::Int8 {}; Houlsby, Prefix, LoReft, Lora, Vera);
-    }
-}
+mod tests;

@@ -68,16 +68,18 @@ pub fn shape(name: &str, init: &mut Init) -> Result<Model> {
     })
 }
 
-/// The files of a model folder that belong to its tokenizer.
+/// The files of a model folder that belong to its tokenizer and to generation.
 const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 ];
 
@@ -153,22 +155,28 @@ pub fn packing(model: &Model) -> Option<String> {
     find.0
 }
 
-/// Reads a folder's `tokenizer.json`.
+/// A model's tokenizer.
 ///
 /// # Errors
 /// If it is missing or damaged, or has more tokens than the model.
 pub fn tokenizer(path: &Path, model: &Model) -> Result<Tokenizer> {
-    let file = folder(path, Kind::Model)?.join("tokenizer.json");
-    let tokenizer = Tokenizer::from_file(&file)
-        .map_err(|e| anyhow::anyhow!("{e}"))
-        .with_context(|| format!("cannot read tokenizer `{}`", file.display()))?;
+    let folder = folder(path, Kind::Model)?;
+    let tokenizer = read_tokenizer(&folder)?;
     let (tokens, rows) = (tokenizer.get_vocab_size(true), model.vocab_size());
     anyhow::ensure!(
         tokens <= rows,
-        "`{}` has {tokens} tokens but the model's embedding table only {rows} rows",
-        file.display()
+        "the tokenizer of `{}` has {tokens} tokens but the model's embedding table only {rows} rows",
+        folder.display()
     );
     Ok(tokenizer)
+}
+
+/// Reads the `tokenizer.json` of a folder; a limit or padding that it asks for is left to others.
+pub(crate) fn read_tokenizer(folder: &Path) -> Result<Tokenizer> {
+    let file = folder.join("tokenizer.json");
+    let cannot = || format!("cannot read tokenizer `{}`", file.display());
+    let tokenizer = Tokenizer::from_file(&file).map_err(|e| anyhow::anyhow!("{e}"));
+    tasks::tokenizer::unlimited(tokenizer.with_context(cannot)?).with_context(cannot)
 }
 
 /// The id of the token that ends a text.

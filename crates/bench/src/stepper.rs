@@ -6,6 +6,7 @@ use burn::train::TrainStep;
 use models::Model;
 use peft_core::Adapted;
 
+use crate::adversarial::Adversary;
 use crate::batching::TrainBatch;
 use crate::schedule::Schedule;
 use crate::trainee::{Trainee, clip_global_norm, scale_gradients};
@@ -22,6 +23,7 @@ pub struct Stepper {
     /// Largest norm of all gradients together; 0 for any.
     clip: f64,
     rate: f64,
+    adversary: Option<Adversary>,
 }
 
 impl Stepper {
@@ -38,7 +40,14 @@ impl Stepper {
             schedule,
             clip,
             rate: 0.0,
+            adversary: None,
         }
+    }
+
+    /// Takes every gradient against this adversary, if there is one.
+    #[must_use]
+    pub fn against(self, adversary: Option<Adversary>) -> Self {
+        Self { adversary, ..self }
     }
 
     /// The model as it is now.
@@ -74,13 +83,17 @@ impl Stepper {
     }
 
     /// The loss of a batch and the gradients of everything that trains.
-    fn gradients(&self, batch: TrainBatch) -> (f32, GradientsParams) {
-        let output = TrainStep::step(self.trainee(), batch);
+    fn gradients(&mut self, batch: TrainBatch) -> (f32, GradientsParams) {
+        let trainee = self.trainee.as_ref().expect(PRESENT);
+        if let Some(adversary) = &mut self.adversary {
+            return adversary.gradients(trainee, batch);
+        }
+        let output = TrainStep::step(trainee, batch);
         (output.item.0.into_scalar::<f32>(), output.grads)
     }
 
     /// The sum of the batches' losses and the mean of their gradients.
-    fn mean_gradients(&self, batches: Vec<TrainBatch>) -> (f32, GradientsParams) {
+    fn mean_gradients(&mut self, batches: Vec<TrainBatch>) -> (f32, GradientsParams) {
         let share = 1.0 / batches.len() as f64;
         let mut sum = GradientsAccumulator::<Trainee>::new();
         let mut losses = 0.0;
@@ -106,7 +119,7 @@ impl Stepper {
 const PRESENT: &str = "the model is present between steps";
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::adamw::AdamW;
     use crate::batching::collate;
@@ -136,7 +149,7 @@ mod tests {
     }
 
     /// All gradients in the order of the module's parameters.
-    fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
+    pub(crate) fn values(model: &Trainee, grads: &GradientsParams) -> Vec<f32> {
         struct Values<'a>(&'a GradientsParams, Vec<f32>);
         impl ModuleVisitor for Values<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -153,11 +166,12 @@ mod tests {
     #[test]
     fn gradients_of_accumulated_batches_are_those_of_one_batch_of_all_rows() {
         let device = Device::flex().autodiff();
-        let stepper = stepper(&device);
+        let mut stepper = stepper(&device);
+        let host = stepper.model().host.clone();
         let examples = examples();
         let batch = |rows: &[Example]| {
             let rows: Vec<&Example> = rows.iter().collect();
-            collate(&rows, &stepper.model().host, &device)
+            collate(&rows, &host, &device)
         };
         let (loss, whole) = stepper.gradients(batch(&examples));
         let (losses, mean) =

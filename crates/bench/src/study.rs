@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tasks::chat_template::ChatTemplate;
 
+use crate::adversarial::Adversarial;
 use crate::error::{BenchError, with_suggestion};
 use crate::hub::RepoId;
+use crate::layer_drop::{self, AdapterDrop};
 use crate::schedule::Decay;
 
 pub use task::{DataSource, Files, Limit, ScenarioSource, Task};
@@ -33,6 +35,10 @@ pub struct Study {
     /// Seeds; every method is run with each.
     #[serde(default = "default_seeds")]
     pub seeds: Vec<u64>,
+    /// On how many of the seeds, the first ones, learning rates are tried; the other seeds run at
+    /// the best of them on dev. All of them where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning_seeds: Option<usize>,
     /// Number of test prompts answered before and after training, for the report.
     #[serde(default)]
     pub samples: usize,
@@ -72,6 +78,15 @@ pub struct TrainConfig {
     pub eval_batch_size: usize,
     /// Longest time a trial may take, in minutes; 0 for no limit.
     pub timeout_minutes: f64,
+    /// Small changes of the embedded text that training is to withstand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<Adversarial>,
+    /// Lower layers that go without the method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_drop: Option<AdapterDrop>,
+    /// How likely each layer goes without the method in a pass of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stochastic_depth: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -89,6 +104,9 @@ impl Default for TrainConfig {
             early_stopping: 0,
             eval_batch_size: 64,
             timeout_minutes: 0.0,
+            adversarial: None,
+            adapter_drop: None,
+            stochastic_depth: None,
         }
     }
 }
@@ -218,12 +236,17 @@ impl Study {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("`{key}` is 0 or empty, expected at least 1"));
         }
+        if self.tuning_seeds == Some(0) {
+            return Err("`tuning_seeds` is 0, expected at least 1".into());
+        }
         if !(0.0..1.0).contains(&train.warmup) {
             let found = train.warmup;
             return Err(format!(
                 "`train.warmup` is {found}, expected a share from 0 to below 1"
             ));
         }
+        train.adversarial.map_or(Ok(()), |it| it.check())?;
+        layer_drop::check(train)?;
         let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
         let rates = rates
             .chain([&train.learning_rate])

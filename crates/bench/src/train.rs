@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
-use peft_core::{Adapted, state};
+use peft_core::{Adapted, Host, state};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::record::{CurvePoint, TimeInfo};
 
 use crate::adamw::AdamW;
-use crate::batching::{collate, epoch};
+use crate::adversarial::Adversary;
+use crate::batching::{TrainBatch, collate, epoch};
 use crate::evaluate::Evaluator;
+use crate::layer_drop::{LayerDrop, as_evaluated};
 use crate::progress::Progress;
 use crate::schedule::{Decay, Schedule};
 use crate::stepper::Stepper;
@@ -107,6 +109,7 @@ struct Run<'a> {
     device: &'a Device,
     evaluator: &'a Evaluator<'a>,
     plan: Plan,
+    drop: LayerDrop,
     started: Instant,
     step: usize,
     step_times: Vec<Duration>,
@@ -136,13 +139,18 @@ impl<'a> Run<'a> {
         };
         let schedule = Schedule::new(config.schedule, rate, warmup, plan.steps);
         let optimizer = AdamW::new(config.weight_decay).into();
+        let geometry = model.host.geometry();
+        let adversary = config
+            .adversarial
+            .map(|config| Adversary::new(config, geometry.width, seed));
         Self {
-            stepper: Stepper::new(model, optimizer, schedule, config.clip),
+            stepper: Stepper::new(model, optimizer, schedule, config.clip).against(adversary),
             config,
             seed,
             device,
             evaluator,
             plan,
+            drop: LayerDrop::new(config, geometry.layers, seed),
             started: Instant::now(),
             step: 0,
             step_times: Vec::new(),
@@ -188,9 +196,13 @@ impl<'a> Run<'a> {
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
         let host = &self.stepper.model().host;
+        let drop = &mut self.drop;
         let batches: Vec<_> = group
             .iter()
-            .map(|rows| collate(rows, host, self.device))
+            .map(|rows| TrainBatch {
+                left_out: drop.draw(),
+                ..collate(rows, host, self.device)
+            })
             .collect();
         self.tokens += batches.iter().map(|batch| batch.tokens).sum::<usize>();
         let loss = self.stepper.step(batches);
@@ -232,10 +244,10 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
-        let model = self.stepper.model();
+        let model = as_evaluated(self.stepper.model(), self.config);
         let dev = self
             .evaluator
-            .quick(model, &self.evaluator.data.splits.dev)?
+            .quick(&model, &self.evaluator.data.splits.dev)?
             .values;
         progress.evaluated(epochs, &dev);
         let score = self.dev_score(&dev);
@@ -307,6 +319,16 @@ impl<'a> Run<'a> {
 pub fn seed_device(seed: u64, device: &Device) {
     use rand::Rng;
     device.seed(ChaCha8Rng::seed_from_u64(seed).random());
+}
+
+/// Random numbers of a run for one purpose, so that drawing for one leaves the others' alone.
+pub(crate) fn rng(seed: u64, purpose: &str) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    let bytes = seed.to_le_bytes().into_iter().chain(purpose.bytes());
+    key.iter_mut()
+        .zip(bytes)
+        .for_each(|(key, byte)| *key = byte);
+    ChaCha8Rng::from_seed(key)
 }
 
 /// The number of values and bytes the trained parameters take.

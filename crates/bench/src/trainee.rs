@@ -28,8 +28,16 @@ impl ItemLazy for StepLoss {
 impl Trainee {
     /// The training loss of a batch, auxiliary losses of the method included.
     pub fn loss(&self, batch: &TrainBatch) -> Tensor<1> {
-        let pass = self.model.pass();
-        let host = &self.model.host;
+        if !batch.left_out.is_empty() {
+            let model = self.model.without_layers(&batch.left_out);
+            return Self::loss_of(&model, batch);
+        }
+        Self::loss_of(&self.model, batch)
+    }
+
+    fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
+        let pass = model.pass();
+        let host = &model.host;
         let loss = match &batch.targets {
             Targets::Tokens { places, next, .. } => {
                 host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
@@ -54,6 +62,13 @@ impl TrainStep for Trainee {
 
     fn step(&self, batch: TrainBatch) -> TrainOutput<StepLoss> {
         let loss = self.loss(&batch);
+        if !loss.is_tracked() {
+            // Nothing that trains took part: every layer of the method was left out.
+            return TrainOutput {
+                grads: GradientsParams::new(),
+                item: StepLoss(loss),
+            };
+        }
         let gradients = loss.backward();
         TrainOutput::new(self, gradients, StepLoss(loss.detach()))
     }

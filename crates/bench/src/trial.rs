@@ -4,19 +4,18 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use peft_core::{Method, Storage};
-use peft_qlora::storage::Code;
-use peft_qlora::{FourBit, Fp4, Int8, Nf4};
+use peft_core::Method;
 use report::record::{Size, TrialInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::error::{BenchError, with_suggestion};
+use crate::error::BenchError;
 use crate::hub::RepoId;
 use crate::parts;
 use crate::registry::Registry;
 use crate::source::hex;
+pub use crate::storage::StorageSpec;
 use crate::study::{MethodRow, OneOrMany, Study, Task, TrainConfig};
 
 /// Bumped when the meaning of a trial changes, so that old records are not taken for new results.
@@ -59,38 +58,6 @@ pub struct Trial {
     pub samples: usize,
     /// Device by name.
     pub device: String,
-}
-
-/// How frozen weights are stored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "storage", rename_all = "snake_case")]
-pub enum StorageSpec {
-    /// As they are.
-    #[default]
-    F32,
-    /// 4-bit NormalFloat.
-    Nf4(Nf4),
-    /// 4-bit floating point.
-    Fp4(Fp4),
-    /// 8 bits.
-    Int8(Int8),
-}
-
-impl StorageSpec {
-    /// The storage, or none for dense weights.
-    pub fn build(&self) -> Option<&dyn Storage> {
-        match self {
-            StorageSpec::F32 => None,
-            StorageSpec::Nf4(nf4) => Some(nf4),
-            StorageSpec::Fp4(fp4) => Some(fp4),
-            StorageSpec::Int8(int8) => Some(int8),
-        }
-    }
-
-    /// Name for tables.
-    pub fn name(&self) -> String {
-        self.build().map_or_else(|| "f32".into(), Storage::name)
-    }
 }
 
 impl Trial {
@@ -220,7 +187,8 @@ fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized
     };
     let info = registry.entry(&row.kind)?.info;
     let mut config = row.config.clone();
-    let storage = storage(row, &mut config).map_err(at)?;
+    let storage = row.storage.as_deref().unwrap_or("f32");
+    let storage = StorageSpec::take(storage, &mut config).map_err(at)?;
     let swept = info
         .size_key
         .and_then(|key| config.get(key).cloned().map(|value| (key, value)));
@@ -268,9 +236,11 @@ fn name(
         Some(size) if size.name == "rank" => format!("{family} r{}", size.value),
         Some(size) => format!("{family} {}", size.value),
     };
-    let slug = label
-        .to_lowercase()
-        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    // `(IA)^3` to `ia-3`, `Compacter++ 4` to `compacterpp-4`.
+    let spelt = label.to_lowercase().replace('+', "p");
+    let words = spelt.split(|c: char| !c.is_ascii_alphanumeric());
+    let slug = words.filter(|word| !word.is_empty()).collect::<Vec<_>>();
+    let slug = slug.join("-");
     Sized {
         label,
         family,
@@ -279,33 +249,6 @@ fn name(
         size,
         storage,
     }
-}
-
-/// The row's storage, its keys taken out of the method's.
-fn storage(
-    row: &MethodRow,
-    config: &mut serde_json::Map<String, Value>,
-) -> Result<StorageSpec, String> {
-    match row.storage.as_deref() {
-        None | Some("f32") => Ok(StorageSpec::F32),
-        Some("nf4") => Ok(StorageSpec::Nf4(four_bit(config)?)),
-        Some("fp4") => Ok(StorageSpec::Fp4(four_bit(config)?)),
-        Some("int8") => Ok(StorageSpec::Int8(Int8 {})),
-        Some(other) => Err(format!(
-            "`storage` is `{other}`, expected `f32`, `nf4`, `fp4` or `int8`"
-        )),
-    }
-}
-
-fn four_bit<C: Code>(config: &mut serde_json::Map<String, Value>) -> Result<FourBit<C>, String> {
-    let keys = ["block_size", "double_quant"];
-    let own = keys
-        .iter()
-        .filter_map(|key| Some((key.to_string(), config.remove(*key)?)));
-    let storage: FourBit<C> = serde_json::from_value(Value::Object(own.collect()))
-        .map_err(|e| with_suggestion(&e.to_string()))?;
-    storage.check().map_err(|e| e.to_string())?;
-    Ok(storage)
 }
 
 /// The kind, configuration and storage of a row that names a single method.
@@ -347,121 +290,4 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn study(methods: &str) -> Study {
-        let text = format!(
-            r#"
-            name = "s"
-            question = "?"
-            model = "m"
-            seeds = [1, 2]
-            [task]
-            kind = "completion"
-            data = {{ scenario = 1 }}
-            max_length = 56
-            max_new_tokens = 32
-            metric = "exact_match"
-            {methods}"#
-        );
-        toml::from_str(&text).unwrap()
-    }
-
-    fn expanded(methods: &str) -> Result<Vec<Trial>, BenchError> {
-        expand(
-            &study(methods),
-            &Registry::builtin(),
-            "cpu",
-            &BTreeMap::new(),
-        )
-    }
-
-    #[test]
-    fn sizes_learning_rates_and_seeds_multiply() {
-        let method = "[[method]]\nkind = \"lora\"\nrank = [1, 8]\nlearning_rate = [1e-3, 3e-3]";
-        let trials = expanded(method).unwrap();
-        assert_eq!(trials.len(), 8);
-        assert_eq!(trials[0].id, "lora-r1--lr1e-3--s1");
-        assert_eq!(trials[7].label, "LoRA r8");
-        let hashes: HashSet<_> = trials.iter().map(|t| &t.hash).collect();
-        assert_eq!(hashes.len(), 8);
-    }
-
-    #[test]
-    fn the_same_study_expands_to_the_same_hashes() {
-        let method = "[[method]]\nkind = \"houlsby\"\nbottleneck = 4";
-        assert_eq!(
-            expanded(method).unwrap()[0].hash,
-            expanded(method).unwrap()[0].hash
-        );
-    }
-
-    #[test]
-    fn storage_is_an_axis_beside_the_method() {
-        let method =
-            "[[method]]\nkind = \"pfeiffer\"\nbottleneck = 4\nstorage = \"nf4\"\nblock_size = 128";
-        let trial = &expanded(method).unwrap()[0];
-        assert_eq!(trial.storage, StorageSpec::Nf4(Nf4::new(128, true)));
-        assert_eq!(trial.label, "Pfeiffer nf4+dq 4");
-    }
-
-    #[test]
-    fn every_storage_is_known_by_its_name_and_comes_back_from_json() {
-        let rows = [
-            ("f32", StorageSpec::F32, ""),
-            ("fp4", StorageSpec::Fp4(Fp4::new(32, false)), "fp4"),
-            ("int8", StorageSpec::Int8(Int8 {}), "int8"),
-        ];
-        for (name, storage, label) in rows {
-            let keys = match name {
-                "fp4" => "block_size = 32\ndouble_quant = false",
-                _ => "",
-            };
-            let method =
-                format!("[[method]]\nkind = \"lora\"\nrank = 2\nstorage = \"{name}\"\n{keys}");
-            let trial = &expanded(&method).unwrap()[0];
-            assert_eq!(trial.storage, storage);
-            assert!(trial.label.contains(label), "{}", trial.label);
-            let json = serde_json::to_value(&storage).unwrap();
-            assert_eq!(json["storage"], name);
-            assert_eq!(
-                serde_json::from_value::<StorageSpec>(json).unwrap(),
-                storage
-            );
-        }
-        let error = expanded("[[method]]\nkind = \"lora\"\nstorage = \"int4\"").unwrap_err();
-        assert!(error.to_string().contains("`fp4` or `int8`"), "{error}");
-        let blocks = "[[method]]\nkind = \"lora\"\nstorage = \"int8\"\nblock_size = 64";
-        let error = expanded(blocks).unwrap_err().to_string();
-        assert!(error.contains("unknown field `block_size`"), "{error}");
-    }
-
-    #[test]
-    fn a_misspelt_key_of_a_method_names_the_row_and_the_nearest_key() {
-        let error = expanded("[[method]]\nkind = \"lora\"\nrnak = 8")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("method 1") && error.contains("did you mean `rank`"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn records_name_a_model_of_the_hub_and_no_folder() {
-        let registry = Registry::builtin();
-        let mut trial = expanded("[[method]]\nkind = \"lora\"").unwrap().remove(0);
-        assert_eq!(trial.info(&registry).unwrap().config.get("model"), None);
-        trial.model = format!("hf://org/model@{}", "0a".repeat(20));
-        let info = trial.info(&registry).unwrap();
-        assert_eq!(info.config["model"], trial.model);
-    }
-
-    #[test]
-    fn two_rows_of_one_name_are_refused() {
-        let row = "[[method]]\nkind = \"lora\"\nrank = 8\n";
-        let error = expanded(&row.repeat(2)).unwrap_err().to_string();
-        assert!(error.contains("second named `LoRA r8`"), "{error}");
-    }
-}
+mod tests;

@@ -118,7 +118,8 @@ fn loaded(folder: &Path) -> (Vec<AdapterArg>, Adapters) {
         });
     }
     let registry = Registry::builtin();
-    let adapters = Adapters::load(folder, &args, &registry, &Device::flex()).unwrap();
+    let adapters =
+        Adapters::load(folder, &StorageSpec::F32, &args, &registry, &Device::flex()).unwrap();
     (args, adapters)
 }
 
@@ -162,7 +163,14 @@ fn adapters_take_the_memory_of_their_own_tensors_and_the_base_is_there_once() {
     drop(warm_up);
     let registry = Registry::builtin();
     let before = memory::allocated();
-    let mut adapters = Adapters::load(folder.path(), &[], &registry, &Device::flex()).unwrap();
+    let mut adapters = Adapters::load(
+        folder.path(),
+        &StorageSpec::F32,
+        &[],
+        &registry,
+        &Device::flex(),
+    )
+    .unwrap();
     let bare = memory::allocated() - before;
     assert!(bare < size + (1 << 20), "{bare} bytes for a base of {size}");
     for arg in &args {
@@ -197,11 +205,47 @@ fn names_are_unique_and_an_unknown_one_is_answered_with_those_there_are() {
     assert_eq!(adapters.choose(Some("base")).unwrap(), "base");
     let one = Adapters::load(
         folder.path(),
+        &StorageSpec::F32,
         &args[..1],
         &Registry::builtin(),
         &Device::flex(),
     );
     assert_eq!(one.unwrap().choose(None).unwrap(), "lora0");
+}
+
+#[test]
+fn adapters_for_a_packed_base_compute_as_over_one_packed_for_each_and_share_it() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let mut args = Vec::new();
+    for (place, kind) in ["lora", "houlsby"].into_iter().enumerate() {
+        let own = folder.path().join(kind);
+        write_adapter(folder.path(), kind, json!({}), place as u64 + 1, &own);
+        args.push(own.to_str().unwrap().parse().unwrap());
+    }
+    let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
+    let registry = Registry::builtin();
+    let before = memory::allocated();
+    let adapters = Adapters::load(folder.path(), &nf4, &args, &registry, &Device::flex()).unwrap();
+    let (held, dense) = (memory::allocated() - before, 12 << 20);
+    // The linear layers take an eighth, once; the table of embeddings stays as it is.
+    assert!(held < 2 * dense / 3, "{held} bytes");
+    for AdapterArg {
+        name, folder: own, ..
+    } in &args
+    {
+        let over_dense = logits(&afresh(folder.path(), own));
+        // The same adapter, saying itself how its base is stored.
+        let file = own.join("adapter.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut about: serde_json::Value = serde_json::from_str(&text).unwrap();
+        about["storage"] = serde_json::to_value(&nf4).unwrap();
+        std::fs::write(&file, about.to_string()).unwrap();
+        let expected = logits(&afresh(folder.path(), own));
+        assert_eq!(logits(adapters.get(name).unwrap()), expected, "{name}");
+        assert_ne!(expected, over_dense, "{name}");
+    }
 }
 
 /// The logits of two LoRA adapters, alone and combined with these weights.
@@ -222,7 +266,14 @@ fn combined(folder: &Path, weights: [f64; 2]) -> [Vec<f32>; 3] {
     for (arg, weight) in args.iter_mut().zip(weights) {
         arg.weight = Some(weight);
     }
-    let adapters = Adapters::load(folder, &args, &Registry::builtin(), &Device::flex()).unwrap();
+    let adapters = Adapters::load(
+        folder,
+        &StorageSpec::F32,
+        &args,
+        &Registry::builtin(),
+        &Device::flex(),
+    )
+    .unwrap();
     [a, b, logits(adapters.get("a+b").unwrap())]
 }
 
@@ -295,7 +346,13 @@ fn blended(
             weight: Some(weight),
         });
     }
-    Adapters::load(folder, &args, &Registry::builtin(), &Device::flex())
+    Adapters::load(
+        folder,
+        &StorageSpec::F32,
+        &args,
+        &Registry::builtin(),
+        &Device::flex(),
+    )
 }
 
 #[test]

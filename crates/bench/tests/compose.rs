@@ -203,8 +203,8 @@ fn a_fusion_is_whole_without_the_folders_of_its_parts_and_leaves_them_as_they_we
     let [(_, dir_a), (_, dir_b)] = bottlenecks(folder.path());
     let method = json!({"kind": "fusion", "adapters": [dir_a, dir_b]});
     let mut fusion = fitted(gpt2(), &method).unwrap();
-    let of_parts = |name: &str, _: bool| peft_core::compose::is_of_a_part(name);
-    let before = state::tensors_of(&fusion.model, of_parts);
+    let of_parts = |row: &state::ParamRow| peft_core::compose::is_of_a_part(&row.name);
+    let before = state::tensors_where(&fusion.model, of_parts);
     let a = state::load(&dir_a.join("adapter.safetensors")).unwrap();
     let values = |name: &str| before.iter().find(|(n, _)| n.ends_with(name)).unwrap().1;
     let own = a
@@ -213,7 +213,7 @@ fn a_fusion_is_whole_without_the_folders_of_its_parts_and_leaves_them_as_they_we
     assert_eq!(values("0.after_mlp.parts.0.adapter.down"), own.unwrap().1);
 
     fusion.model = perturbed(fusion.model, 0.1);
-    assert_eq!(state::tensors_of(&fusion.model, of_parts), before);
+    assert_eq!(state::tensors_where(&fusion.model, of_parts), before);
     let out = folder.path().join("fusion");
     let written = fusion.write(Format::Native, &Value::Null, "x", &out);
     written.unwrap();
@@ -284,7 +284,8 @@ fn loaded_adapters_are_composed_without_training() {
     });
     let registry = Registry::builtin();
     let composed = |composition: &str| {
-        let loaded = Adapters::load(&folder_of("gpt2"), &args, &registry, &Device::flex());
+        let (model, storage) = (folder_of("gpt2"), StorageSpec::F32);
+        let loaded = Adapters::load(&model, &storage, &args, &registry, &Device::flex());
         let one = loaded.unwrap().composed(composition, &registry)?;
         anyhow::Ok(logits(one.get("a+b")?, None))
     };

@@ -50,6 +50,9 @@ pub struct Batch {
     pub mask: Option<Tensor<2>>,
     /// The number of the task that every row belongs to, `[batch]`; absent where all are of task 0.
     pub tasks: Option<Tensor<1, Int>>,
+    /// What is added to the embedded tokens, `[batch, sequence, d]`: a small change that training is
+    /// to withstand. Virtual tokens and positions are not changed.
+    pub perturbation: Option<Tensor<3>>,
 }
 
 /// What enters the layers: embedded tokens, virtual ones of the method in front.
@@ -75,6 +78,10 @@ impl Batch {
     ) -> Embedded {
         let rows = embed(table, &self.ids);
         let rows = LookupSlot::apply(lookup, &self.ids, rows, pass);
+        let rows = match &self.perturbation {
+            Some(change) => rows + change.clone(),
+            None => rows,
+        };
         let (positions, mask) = (self.positions_in(pass), self.mask.clone());
         let Some(prompt) = LookupSlot::prompt(lookup, pass) else {
             return Embedded {
@@ -169,6 +176,7 @@ impl Batch {
             positions: int(numbered),
             mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
             tasks: None,
+            perturbation: None,
         }
     }
 }

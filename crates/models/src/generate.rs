@@ -240,6 +240,7 @@ impl<'a> Decoder<'a> {
             positions,
             mask,
             tasks: self.next.tasks.take(),
+            perturbation: None,
         };
     }
 }

@@ -29,9 +29,11 @@ pub trait Kind: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// Between down and up where a configuration says nothing.
     const NON_LINEARITY: Activation;
     /// Factor on the bottleneck's output where a configuration says nothing.
-    const SCALING: f64;
+    const SCALING: Scaling;
     /// How the weights start where a configuration says nothing.
     const INIT: AdapterInit;
+    /// Probability that training leaves a row out where a configuration says nothing.
+    const STOCHASTIC_DEPTH: f64 = 0.0;
 
     /// The bottleneck in its place.
     fn slot(adapter: Bottleneck) -> TapSlot;
@@ -55,6 +57,12 @@ pub struct Adapter<K: Kind> {
     /// Factor on the bottleneck's output: a number, `"learned"`, or `"channel"` for one a feature.
     #[serde(skip_serializing_if = "Adapter::<K>::is_default_scaling")]
     pub scaling: Scaling,
+    /// Factor on what the bottleneck's output is added to, likewise; 1 where not given.
+    #[serde(skip_serializing_if = "is_one")]
+    pub skip_scaling: Scaling,
+    /// Probability that training leaves the bottleneck out, for a whole row of the batch.
+    #[serde(skip_serializing_if = "Adapter::<K>::is_default_stochastic_depth")]
+    pub stochastic_depth: f64,
     /// How the weights start.
     pub init: AdapterInit,
     /// Layers that get no adapter, from 0.
@@ -119,7 +127,9 @@ impl<K: Kind> Default for Adapter<K> {
             reduction_factor: None,
             non_linearity: K::NON_LINEARITY,
             dropout: 0.0,
-            scaling: Scaling::Fixed(K::SCALING),
+            scaling: K::SCALING,
+            skip_scaling: Scaling::Fixed(1.0),
+            stochastic_depth: K::STOCHASTIC_DEPTH,
             init: K::INIT,
             leave_out: Vec::new(),
             inv_adapter: None,
@@ -129,9 +139,17 @@ impl<K: Kind> Default for Adapter<K> {
     }
 }
 
+fn is_one(scaling: &Scaling) -> bool {
+    *scaling == Scaling::Fixed(1.0)
+}
+
 impl<K: Kind> Adapter<K> {
     fn is_default_scaling(scaling: &Scaling) -> bool {
-        *scaling == Scaling::Fixed(K::SCALING)
+        *scaling == K::SCALING
+    }
+
+    fn is_default_stochastic_depth(probability: &f64) -> bool {
+        *probability == K::STOCHASTIC_DEPTH
     }
 
     /// Width of the bottleneck in a layer of a model of width `d`.
@@ -204,6 +222,12 @@ impl<K: Kind> MethodConfig for Adapter<K> {
                 leave_out: vec![0],
                 ..Self::default()
             },
+            Self {
+                bottleneck: Some(2),
+                skip_scaling: Scaling::learned(),
+                stochastic_depth: 0.1,
+                ..Self::default()
+            },
         ];
         if matches!(K::INFO.start, Start::Near(_)) {
             // An invertible adapter starts near the identity, not at it.
@@ -227,7 +251,13 @@ impl<K: Kind> MethodConfig for Adapter<K> {
 impl<K: Kind> Method for Adapter<K> {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         check::dropout(self.dropout)?;
-        self.scaling.check()?;
+        if !(0.0..1.0).contains(&self.stochastic_depth) {
+            let expected = "at least 0 and below 1";
+            let found = self.stochastic_depth;
+            return Err(CoreError::bad_value("stochastic_depth", found, expected));
+        }
+        self.scaling.check("scaling")?;
+        self.skip_scaling.check("skip_scaling")?;
         if let Some(factor) = &self.reduction_factor {
             factor.check(geometry.layers)?;
         }
@@ -258,7 +288,11 @@ impl<K: Kind> Method for Adapter<K> {
         }
         let m = self.width(layer, d).ok()?;
         let adapter = Bottleneck::new((d, m), self.non_linearity, self.scaling, self.init, init);
-        Some(K::slot(adapter.with_dropout(self.dropout)))
+        let adapter = adapter
+            .with_dropout(self.dropout)
+            .with_stochastic_depth(self.stochastic_depth)
+            .with_skip_scaling(self.skip_scaling, d, init);
+        Some(K::slot(adapter))
     }
 
     fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
@@ -271,7 +305,7 @@ impl<K: Kind> Method for Adapter<K> {
         let d = geometry.width;
         let each = |tap: &TapSite| {
             let m = self.width(tap.layer, d).unwrap_or(0);
-            Bottleneck::parameters(d, m, self.scaling)
+            Bottleneck::parameters(d, m, self.scaling) + self.skip_scaling.parameters(d)
         };
         let invertible = self.inv_factor();
         let invertible = invertible.map_or(0, |factor| NiceCoupling::parameters(d, factor));
@@ -284,7 +318,9 @@ impl<K: Kind> Method for Adapter<K> {
 
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
         let inverted = self.inv_adapter.is_some() && hub::is_language_model(geometry);
-        (!inverted).then(|| hub::write(self, geometry, name))
+        // AdapterHub has no factor on the skip path.
+        let foreign = !inverted && is_one(&self.skip_scaling);
+        foreign.then(|| hub::write(self, geometry, name))
     }
 }
 

@@ -57,10 +57,10 @@ impl Scaling {
         }
     }
 
-    pub(crate) fn check(self) -> Result<(), CoreError> {
+    pub(crate) fn check(self, key: &str) -> Result<(), CoreError> {
         match self {
             Self::Fixed(factor) if !factor.is_finite() => {
-                Err(CoreError::bad_value("scaling", factor, "a finite number"))
+                Err(CoreError::bad_value(key, factor, "a finite number"))
             }
             _ => Ok(()),
         }
@@ -75,6 +75,17 @@ pub enum AdapterInit {
     Bert,
     /// Kaiming-uniform down, zero up: exactly the identity at the start (He et al. 2022).
     Mam,
+    /// Normal weights of deviation 0.01 cut at two deviations, zero biases (Houlsby et al. 2019).
+    Houlsby,
+}
+
+/// A bottleneck's output times the trained values if there are any, the constant otherwise.
+pub(crate) fn scaled(y: Tensor<3>, values: Option<&Param<Tensor<1>>>, factor: f64) -> Tensor<3> {
+    match values {
+        Some(values) => y * values.val().unsqueeze(),
+        None if factor == 1.0 => y,
+        None => y.mul_scalar(factor),
+    }
 }
 
 /// `up(f(down(x)))` with biases: `2 m d + d + m` parameters.
@@ -91,7 +102,11 @@ pub struct Bottleneck {
     /// `[1]` or `[d]`
     scaling: Option<Param<Tensor<1>>>,
     factor: f64,
+    /// `[1]` or `[d]`
+    skip_scaling: Option<Param<Tensor<1>>>,
+    skip_factor: f64,
     dropout: Dropout,
+    stochastic_depth: Dropout,
     #[module(skip)]
     non_linearity: Activation,
 }
@@ -108,6 +123,10 @@ impl Bottleneck {
         let (down, up) = match start {
             AdapterInit::Bert => (init.normal([d, m], 0.02), init.normal([m, d], 0.02)),
             AdapterInit::Mam => (init.kaiming_uniform([d, m], d), init.zeros([m, d])),
+            AdapterInit::Houlsby => (
+                init.truncated_normal([d, m], 0.01),
+                init.truncated_normal([m, d], 0.01),
+            ),
         };
         Self {
             down: Param::from_tensor(down),
@@ -116,8 +135,31 @@ impl Bottleneck {
             up_bias: Param::from_tensor(init.zeros([d])),
             scaling: scaling.param(d, init),
             factor: scaling.factor(),
+            skip_scaling: None,
+            skip_factor: 1.0,
             dropout: DropoutConfig::new(0.0).init(),
+            stochastic_depth: DropoutConfig::new(0.0).init(),
             non_linearity,
+        }
+    }
+
+    /// The bottleneck with a factor on what it is added to, in a model of width `d`.
+    #[must_use]
+    pub fn with_skip_scaling(self, scaling: Scaling, d: usize, init: &Init) -> Self {
+        Self {
+            skip_scaling: scaling.param(d, init),
+            skip_factor: scaling.factor(),
+            ..self
+        }
+    }
+
+    /// The bottleneck left out of whole rows of the batch while training, with this probability.
+    #[must_use]
+    pub fn with_stochastic_depth(self, probability: f64) -> Self {
+        let stochastic_depth = DropoutConfig::new(probability).init();
+        Self {
+            stochastic_depth,
+            ..self
         }
     }
 
@@ -133,16 +175,25 @@ impl Bottleneck {
         2 * m * d + d + m + scaling.parameters(d)
     }
 
+    /// The bottleneck's output for `x`, added to `skip` times its factor.
+    pub fn add_to(&self, skip: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        self.forward(x) + scaled(skip, self.skip_scaling.as_ref(), self.skip_factor)
+    }
+
     /// The bottleneck's output, without any residual.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let h = kernels::linear(x, self.down.val(), Some(self.down_bias.val()));
         let h = self.non_linearity.forward(h);
         let y = kernels::linear(h, self.up.val(), Some(self.up_bias.val()));
-        let y = match &self.scaling {
-            Some(scaling) => y * scaling.val().unsqueeze(),
-            None if self.factor == 1.0 => y,
-            None => y.mul_scalar(self.factor),
+        let y = match self.stochastic_depth.prob > 0.0 {
+            true => {
+                // Dropout of one number a row: a row is left out or scaled up as a whole.
+                let kept = Tensor::ones([y.dims()[0], 1, 1], &y.device());
+                y * self.stochastic_depth.forward(kept)
+            }
+            false => y,
         };
+        let y = scaled(y, self.scaling.as_ref(), self.factor);
         self.dropout.forward(y)
     }
 }

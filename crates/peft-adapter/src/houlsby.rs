@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
 
 use crate::adapter::{Adapter, Kind};
-use crate::bottleneck::{AdapterInit, Bottleneck};
+use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
 
 /// Configuration of Houlsby adapters, `kind = "houlsby"`.
 pub type Houlsby = Adapter<HoulsbyKind>;
@@ -35,7 +35,7 @@ impl Kind for HoulsbyKind {
     const READS_SUM: bool = false;
     const REDUCTION_FACTOR: usize = 16;
     const NON_LINEARITY: Activation = Activation::Swish;
-    const SCALING: f64 = 1.0;
+    const SCALING: Scaling = Scaling::Fixed(1.0);
     const INIT: AdapterInit = AdapterInit::Bert;
 
     fn slot(adapter: Bottleneck) -> TapSlot {
@@ -52,7 +52,7 @@ pub struct SerialAdapter {
 impl Tap for SerialAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
         let y = sublayer.output;
-        self.adapter.forward(y.clone()) + y
+        self.adapter.add_to(y.clone(), y)
     }
 }
 

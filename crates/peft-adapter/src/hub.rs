@@ -47,7 +47,10 @@ pub(crate) fn fits<K: Kind>(fields: &Fields) -> bool {
     let flag = |key: &str| fields.peek(key).as_bool();
     let after_attention = flag("mh_adapter") == Some(true);
     let has = |role| K::ROLES.contains(&role);
+    // Left out, it is on; without it the adapter's output takes the place of the layer's.
+    let normalises_after = flag("original_ln_after") != Some(false);
     flag("output_adapter") == Some(true)
+        && normalises_after != has(Role::AfterLayer)
         && after_attention == has(Role::AfterAttention)
         && flag("is_parallel") == Some(K::PARALLEL)
 }
@@ -56,8 +59,9 @@ pub(crate) fn fits<K: Kind>(fields: &Fields) -> bool {
 pub(crate) fn frame<K: Kind>(fields: &mut Fields) -> Result<Adapter<K>, CoreError> {
     fields.ignore(&["mh_adapter", "output_adapter", "is_parallel"]);
     // What stands around the bottleneck. In a parallel adapter none of it plays a part but this.
-    fields.allow("original_ln_after", &[true.into()])?;
-    fields.allow("residual_before_ln", &[true.into()])?;
+    let whole = whole_layer::<K>();
+    fields.allow("original_ln_after", &[(!whole).into()])?;
+    fields.allow("residual_before_ln", &[(!whole).into()])?;
     fields.allow("adapter_residual_before_ln", &[false.into()])?;
     if !K::PARALLEL {
         fields.allow("original_ln_before", &[K::READS_SUM.into()])?;
@@ -66,9 +70,13 @@ pub(crate) fn frame<K: Kind>(fields: &mut Fields) -> Result<Adapter<K>, CoreErro
     fields.ignore(&["original_ln_before", "init_weights_seed"]);
     let init = match fields.take::<String>("init_weights")?.as_deref() {
         Some("mam_adapter") => AdapterInit::Mam,
+        Some("houlsby") => AdapterInit::Houlsby,
         _ => AdapterInit::Bert,
     };
+    let stochastic_depth = fields.take("stochastic_depth")?.unwrap_or(0.0);
     Ok(Adapter {
+        // Parallel adapters have the setting there, without effect.
+        stochastic_depth: if K::PARALLEL { 0.0 } else { stochastic_depth },
         reduction_factor: Some(fields.require::<ReductionFactor>("reduction_factor")?),
         non_linearity: fields.require("non_linearity")?,
         dropout: fields.take("dropout")?.unwrap_or(0.0),
@@ -85,23 +93,32 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         "adapter_residual_before_ln": false, "cross_adapter": false, "dropout": adapter.dropout,
         "factorized_phm_W": true, "factorized_phm_rule": false,
         "hypercomplex_nonlinearity": "glorot-uniform",
-        "init_weights": match adapter.init { AdapterInit::Mam => "mam_adapter", AdapterInit::Bert => "bert" },
+        "init_weights": match adapter.init {
+            AdapterInit::Mam => "mam_adapter",
+            AdapterInit::Bert => "bert",
+            AdapterInit::Houlsby => "houlsby",
+        },
         "init_weights_seed": null, "inv_adapter": adapter.inv_adapter,
         "inv_adapter_reduction_factor": adapter.inv_factor(),
         "is_parallel": K::PARALLEL, "learn_phm": true, "leave_out": adapter.leave_out,
         "ln_after": false, "ln_before": false,
         "mh_adapter": K::ROLES.contains(&Role::AfterAttention),
-        "non_linearity": adapter.non_linearity, "original_ln_after": true,
+        "non_linearity": adapter.non_linearity, "original_ln_after": !whole_layer::<K>(),
         "original_ln_before": K::READS_SUM, "output_adapter": true, "phm_bias": true,
         "phm_c_init": "normal", "phm_dim": 4, "phm_init_range": 0.0001, "phm_layer": false,
-        "phm_rank": 1, "reduction_factor": factor(adapter, geometry), "residual_before_ln": true,
+        "phm_rank": 1, "reduction_factor": factor(adapter, geometry), "residual_before_ln": !whole_layer::<K>(),
         "scaling": adapter.scaling, "shared_W_phm": false, "shared_phm_rule": true,
-        "stochastic_depth": 0.0, "use_gating": false,
+        "stochastic_depth": adapter.stochastic_depth, "use_gating": false,
     });
     let mut rules = Vec::new();
     for tap in adapter.places(geometry) {
         let ours = format!("{}/adapter", tap.path);
-        let theirs = format!("{}.adapters.{name}", tap.path);
+        // What stands behind a whole layer they keep with its feed-forward sublayer.
+        let holder = match tap.role {
+            Role::AfterLayer => geometry.tap_path(tap.layer, Role::AfterMlp),
+            _ => None,
+        };
+        let theirs = format!("{}.adapters.{name}", holder.unwrap_or(&tap.path));
         let matrix =
             |a: &str, b: &str| Rule::transposed(format!("{ours}.{a}"), format!("{theirs}.{b}"));
         let vector = |a: &str, b: &str| Rule::as_is(format!("{ours}.{a}"), format!("{theirs}.{b}"));
@@ -120,6 +137,11 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         )));
     }
     Foreign::new(fields, rules)
+}
+
+/// Whether this kind sits behind whole layers.
+fn whole_layer<K: Kind>() -> bool {
+    K::ROLES.contains(&Role::AfterLayer)
 }
 
 /// Whether the model's head is part of the base.

@@ -1,6 +1,7 @@
 //! Bottleneck adapters and what they are compared with. One paper, one file.
 
 pub mod adapter;
+pub mod adapter_plus;
 pub mod average;
 pub mod batch_split;
 pub mod bitfit;
@@ -31,6 +32,7 @@ pub mod split;
 pub mod stack;
 pub mod top_layers;
 
+pub use adapter_plus::AdapterPlus;
 pub use average::Average;
 pub use batch_split::BatchSplit;
 pub use bitfit::BitFit;

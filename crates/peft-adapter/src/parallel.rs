@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
 
 use crate::adapter::{Adapter, Kind};
-use crate::bottleneck::{AdapterInit, Bottleneck};
+use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
 
 /// Configuration of parallel adapters, `kind = "parallel"`.
 pub type Parallel = Adapter<ParallelKind>;
@@ -35,7 +35,7 @@ impl Kind for ParallelKind {
     const READS_SUM: bool = false;
     const REDUCTION_FACTOR: usize = 2;
     const NON_LINEARITY: Activation = Activation::Relu;
-    const SCALING: f64 = 4.0;
+    const SCALING: Scaling = Scaling::Fixed(4.0);
     const INIT: AdapterInit = AdapterInit::Mam;
 
     fn slot(adapter: Bottleneck) -> TapSlot {
@@ -51,7 +51,7 @@ pub struct ParallelAdapter {
 
 impl Tap for ParallelAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        self.adapter.forward(sublayer.residual) + sublayer.output
+        self.adapter.add_to(sublayer.output, sublayer.residual)
     }
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
 
 use crate::adapter::{Adapter, Kind};
-use crate::bottleneck::{AdapterInit, Bottleneck};
+use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
 
 /// Configuration of Pfeiffer adapters, `kind = "pfeiffer"`.
 pub type Pfeiffer = Adapter<PfeifferKind>;
@@ -34,7 +34,7 @@ impl Kind for PfeifferKind {
     const READS_SUM: bool = true;
     const REDUCTION_FACTOR: usize = 16;
     const NON_LINEARITY: Activation = Activation::Relu;
-    const SCALING: f64 = 1.0;
+    const SCALING: Scaling = Scaling::Fixed(1.0);
     const INIT: AdapterInit = AdapterInit::Bert;
 
     fn slot(adapter: Bottleneck) -> TapSlot {
@@ -50,7 +50,8 @@ pub struct PfeifferAdapter {
 
 impl Tap for PfeifferAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        self.adapter.forward(sublayer.summed()) + sublayer.output
+        let sum = sublayer.summed();
+        self.adapter.add_to(sublayer.output, sum)
     }
 }
 

@@ -8,7 +8,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{Activation, Init, Pass, kernels};
 
-use crate::bottleneck::Scaling;
+use crate::bottleneck::{Scaling, scaled};
 
 /// Sizes of a hypercomplex bottleneck.
 #[derive(Clone, Copy, Debug)]
@@ -144,12 +144,8 @@ impl PhmBottleneck {
     pub fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let h = self.non_linearity.forward(self.down.forward(x, pass));
         let y = self.up.forward(h, pass);
-        let y = match &self.scaling {
-            Some(scaling) => y * scaling.val().unsqueeze(),
-            None if self.factor == 1.0 => y,
-            None => y.mul_scalar(self.factor),
-        };
-        self.dropout.forward(y)
+        self.dropout
+            .forward(scaled(y, self.scaling.as_ref(), self.factor))
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! [`contract_tests!`](crate::contract_tests) turns them into one test per claim.
 
+use std::cell::Cell;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, adapt};
@@ -200,6 +202,39 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
     }
 }
 
+/// A model without what the method put into its layers has nothing of it left in them, and computes
+/// what the base does where the method trains nothing else.
+pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
+    setting: &Setting<'_>,
+) {
+    for method in M::examples() {
+        let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
+        let geometry = model.host.geometry();
+        let bare = model.without_layers(&(0..geometry.layers).collect());
+        let elsewhere = |name: &str| {
+            let mut parts = name.split('.');
+            parts.any(|part| ["lookup", "ends", "shared"].contains(&part))
+        };
+        let rows = state::parameters(&bare);
+        for row in &rows {
+            let of_the_base = geometry.params.iter().any(|p| p.id == row.id);
+            assert!(
+                of_the_base || elsewhere(&row.name),
+                "{method:?}: `{}` is left; has its projection a `base`?",
+                row.name
+            );
+        }
+        if rows.iter().any(|row| row.trainable) {
+            continue; // Of the base, or on the embedding, where layers do not matter.
+        }
+        let distance = relative_distance(
+            &setting.output(&bare),
+            &base_output::<M, H>(setting, &method),
+        );
+        assert!(distance < 1e-6, "{method:?} leaves {distance} behind");
+    }
+}
+
 /// The trained parameters alone, put into a fresh model, give the same output bit for bit.
 pub fn saved_alone_and_restored<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
     for method in M::examples() {
@@ -338,7 +373,8 @@ macro_rules! contract_tests {
             }
             $crate::contract_tests!(@claims $method:
                 identity_at_init, only_declared_parameters_train, count_equals_closed_form,
-                merge_preserves_the_output, saved_alone_and_restored, loss_falls,
+                merge_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
+                saved_alone_and_restored, loss_falls,
                 targets_that_match_nothing_are_an_error);
         }
     };
@@ -350,7 +386,12 @@ macro_rules! contract_tests {
     };
 }
 
-/// Random values on a device, for tests.
+/// Random values on a device, for tests: others with every call, and the same whenever a test, which
+/// has a thread of its own, is run again.
 pub fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+    thread_local! {
+        static CALLS: Cell<u64> = const { Cell::new(1000) };
+    }
+    let call = CALLS.replace(CALLS.get() + 1);
+    Init::new(call, device).normal(shape, 1.0)
 }

@@ -195,7 +195,11 @@ pub fn adapt<H: Host>(
     })
 }
 
-fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
+/// Packs the frozen weights of a model; a weight that is packed so already stays as it is.
+///
+/// # Errors
+/// If a weight cannot be packed, or is packed another way already.
+pub fn pack<H: Host>(host: H, storage: &dyn Storage) -> Result<H, CoreError> {
     let mut packer = Packer {
         storage,
         error: None,

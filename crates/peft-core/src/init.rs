@@ -42,6 +42,21 @@ impl Init {
         self.tensor(values, shape)
     }
 
+    /// Independent normal values of mean 0, those beyond two deviations drawn again, as PyTorch's
+    /// `trunc_normal_` does with bounds of two deviations.
+    pub fn truncated_normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Tensor<D> {
+        let mut draw = || loop {
+            let value = standard_normal(&mut self.rng);
+            if value.abs() <= 2.0 {
+                return (value * std) as f32;
+            }
+        };
+        let values = (0..shape.iter().product::<usize>())
+            .map(|_| draw())
+            .collect();
+        self.tensor(values, shape)
+    }
+
     /// Independent uniform values in `[-bound, bound)`.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Tensor<D> {
         let values = if bound > 0.0 {
@@ -110,6 +125,17 @@ mod tests {
         let var = v.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / v.len() as f32;
         assert!(mean.abs() < 0.03, "mean {mean}");
         assert!((var.sqrt() - 0.5).abs() < 0.02, "std {}", var.sqrt());
+    }
+
+    #[test]
+    fn truncated_normal_values_end_at_two_deviations_and_spread_as_the_cut_normal_does() {
+        let mut init = Init::new(2, &Device::flex());
+        let values = init.truncated_normal([64, 64], 0.5).into_data();
+        let v: Vec<f32> = values.try_to_vec().unwrap();
+        assert!(v.iter().all(|x| x.abs() <= 1.0) && v.iter().any(|x| x.abs() > 0.95));
+        let var = v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32;
+        // 1 - 2 * 2 * density(2) / (2 * cdf(2) - 1), times the variance.
+        assert!((var - 0.7737 * 0.25).abs() < 0.01, "variance {var}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::init::Init;
 use crate::lookup::LookupSlot;
 use crate::pass::SharedSlot;
 use crate::projection::{Dense, Proj};
+use crate::regulate::Regulator;
 use crate::site::{Role, Site};
 use crate::tap::TapSlot;
 
@@ -90,6 +91,25 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// Whether a head that shares the embedding table gets a copy of its own.
     fn unties_head(&self, _geometry: &Geometry) -> bool {
         false
+    }
+
+    /// The factor on the learning rate of a parameter the method trains, by its place (see
+    /// [`exchange`](crate::exchange)).
+    fn rate_factor(&self, _place: &str) -> f64 {
+        1.0
+    }
+
+    /// What acts after every optimizer step of a run of so many; `init` is for what starts again
+    /// on the way, and is on the device of the run.
+    ///
+    /// # Errors
+    /// If the configuration does not go with so many steps.
+    fn regulator(
+        &self,
+        _steps: usize,
+        _init: Init,
+    ) -> Result<Option<Box<dyn Regulator>>, CoreError> {
+        Ok(None)
     }
 
     /// Closed form of the number of parameters the method trains, task head aside.

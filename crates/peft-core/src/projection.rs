@@ -27,10 +27,66 @@ pub trait Projection: Module + 'static {
     /// `(d_in, d_out)`
     fn dims(&self) -> (usize, usize);
 
+    /// What a method put this around, so that it can be left out again; none where it stands on its
+    /// own.
+    fn base(&self) -> Option<&Proj> {
+        None
+    }
+
     /// How the weight is packed, in the words of
     /// [`Storage::packing`](crate::method::Storage::packing); none where it is dense.
     fn packing(&self) -> Option<String> {
         None
+    }
+
+    /// The same without what only training needs, if there is a difference.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
+}
+
+/// A layer over another that changes its weight and nothing else: bias and shape are the base's,
+/// and both merge into one plain layer.
+pub trait Reweighted: Module + 'static {
+    /// The layer below.
+    fn base(&self) -> &Proj;
+
+    /// Applies the map; see [`Projection::forward`].
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3>;
+
+    /// The effective weight, `[d_in, d_out]`.
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2>;
+
+    /// See [`Projection::settled`].
+    fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
+}
+
+impl<R: Reweighted> Projection for R {
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        Reweighted::forward(self, x, pass)
+    }
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
+        Reweighted::weight(self, pass)
+    }
+    fn bias(&self) -> Option<Tensor<1>> {
+        Reweighted::base(self).bias()
+    }
+    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
+        Some(Dense::new(
+            Reweighted::weight(self, pass),
+            Reweighted::base(self).bias(),
+        ))
+    }
+    fn dims(&self) -> (usize, usize) {
+        Reweighted::base(self).dims()
+    }
+    fn base(&self) -> Option<&Proj> {
+        Some(Reweighted::base(self))
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Reweighted::settled(self, pass)
     }
 }
 
@@ -52,7 +108,9 @@ pub trait ErasedProjection {
     fn bias(&self) -> Option<Tensor<1>>;
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense>;
     fn dims(&self) -> (usize, usize);
+    fn base(&self) -> Option<&Proj>;
     fn packing(&self) -> Option<String>;
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj>;
 }
 
 #[doc(hidden)]
@@ -74,8 +132,14 @@ impl<P: Projection> ErasedProjection for P {
     fn dims(&self) -> (usize, usize) {
         Projection::dims(self)
     }
+    fn base(&self) -> Option<&Proj> {
+        Projection::base(self)
+    }
     fn packing(&self) -> Option<String> {
         Projection::packing(self)
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Projection::settled(self, pass)
     }
 }
 
@@ -135,9 +199,19 @@ impl Proj {
         self.0.projection().dims()
     }
 
+    /// What a method put this around; see [`Projection::base`].
+    pub fn base(&self) -> Option<&Proj> {
+        self.0.projection().base()
+    }
+
     /// How the weight is packed; see [`Projection::packing`].
     pub fn packing(&self) -> Option<String> {
         self.0.projection().packing()
+    }
+
+    /// The same without what only training needs; see [`Projection::settled`].
+    pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.projection().settled(pass)
     }
 
     /// The concrete projection, if it is a `P`.

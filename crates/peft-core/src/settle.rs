@@ -7,6 +7,8 @@ use crate::attend::AttendSlot;
 use crate::host::{Adapted, Host, Surgeon};
 use crate::lookup::LookupSlot;
 use crate::pass::Pass;
+use crate::projection::Proj;
+use crate::site::Site;
 
 impl<H: Host> Adapted<H> {
     /// The model without what only training needs: a slot that can settle takes its final form and
@@ -33,6 +35,11 @@ struct Settler<'a> {
 }
 
 impl Surgeon for Settler<'_> {
+    fn projection(&mut self, _site: &Site, old: Proj) -> Proj {
+        let new = old.settled(&self.pass);
+        self.settled |= new.is_some();
+        new.unwrap_or(old)
+    }
     fn attend(&mut self, _layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
         let new = old.as_ref().and_then(|slot| slot.settled(&self.pass));
         self.settled |= new.is_some();

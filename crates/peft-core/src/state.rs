@@ -1,12 +1,13 @@
 //! The parameters of a module as a flat list: counted, saved, restored.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
+use crate::buffer::BUFFER;
 use crate::error::CoreError;
 
 /// One parameter of a module.
@@ -20,6 +21,8 @@ pub struct ParamRow {
     pub shape: Vec<usize>,
     /// Whether it is trained. Meaningful on a module in training mode.
     pub trainable: bool,
+    /// Whether it is a [`Buffer`](crate::buffer::Buffer)'s.
+    pub buffer: bool,
     /// Bytes of its values in memory.
     pub bytes: usize,
 }
@@ -28,6 +31,11 @@ impl ParamRow {
     /// Number of values.
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether an adapter is saved by it.
+    pub fn is_saved(&self) -> bool {
+        self.trainable || self.buffer
     }
 }
 
@@ -50,6 +58,8 @@ pub fn trainable_parameters<M: Module>(module: &M) -> usize {
 #[derive(Default)]
 struct Lister {
     path: Vec<String>,
+    /// For every component of the path, whether it lies in a buffer.
+    buffers: Vec<bool>,
     rows: Vec<ParamRow>,
 }
 
@@ -61,17 +71,20 @@ impl Lister {
             id,
             shape,
             trainable,
+            buffer: self.buffers.last() == Some(&true),
             bytes,
         });
     }
 }
 
 impl ModuleVisitor for Lister {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.push(name.into());
+        self.buffers.push(container_type == BUFFER);
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
         self.path.pop();
+        self.buffers.pop();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let trainable = param.is_require_grad();
@@ -103,20 +116,37 @@ impl ModuleVisitor for Lister {
 /// Named tensors, as they are kept in a safetensors file.
 pub type Tensors = BTreeMap<String, TensorData>;
 
-/// The values of the trained parameters. Call it on a module in training mode.
+/// The values an adapter is saved by: its trained parameters and its buffers. Call it on a module
+/// in training mode.
 pub fn trained_tensors<M: Module>(module: &M) -> Tensors {
-    tensors_of(module, |_, trained| trained)
+    let rows = parameters(module).into_iter();
+    tensors_of(
+        module,
+        &rows.filter(ParamRow::is_saved).map(|row| row.id).collect(),
+    )
 }
 
-/// The values of the floating-point parameters that `wanted` picks by name and by whether they are
-/// trained. Call it on a module in training mode.
-pub fn tensors_of<M: Module>(module: &M, wanted: impl Fn(&str, bool) -> bool) -> Tensors {
-    struct Collector<F> {
+/// The values of every floating-point parameter, trained or not.
+pub fn float_tensors<M: Module>(module: &M) -> Tensors {
+    let rows = parameters(module).into_iter();
+    tensors_of(module, &rows.map(|row| row.id).collect())
+}
+
+/// The values of the floating-point parameters that `wanted` picks. Call it on a module in training
+/// mode.
+pub fn tensors_where<M: Module>(module: &M, wanted: impl Fn(&ParamRow) -> bool) -> Tensors {
+    let rows = parameters(module).into_iter();
+    tensors_of(module, &rows.filter(wanted).map(|row| row.id).collect())
+}
+
+/// The values of these floating-point parameters.
+pub fn tensors_of<M: Module>(module: &M, wanted: &HashSet<ParamId>) -> Tensors {
+    struct Collector<'a> {
         path: Vec<String>,
-        wanted: F,
+        wanted: &'a HashSet<ParamId>,
         tensors: Tensors,
     }
-    impl<F: Fn(&str, bool) -> bool> ModuleVisitor for Collector<F> {
+    impl ModuleVisitor for Collector<'_> {
         fn enter_module(&mut self, name: &str, _container_type: &str) {
             self.path.push(name.into());
         }
@@ -124,9 +154,9 @@ pub fn tensors_of<M: Module>(module: &M, wanted: impl Fn(&str, bool) -> bool) ->
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let name = self.path.join(".");
-            if (self.wanted)(&name, param.is_require_grad()) {
-                self.tensors.insert(name, param.val().into_data());
+            if self.wanted.contains(&param.id) {
+                let data = param.val().into_data();
+                self.tensors.insert(self.path.join("."), data);
             }
         }
     }
@@ -137,11 +167,6 @@ pub fn tensors_of<M: Module>(module: &M, wanted: impl Fn(&str, bool) -> bool) ->
     };
     module.visit(&mut collector);
     collector.tensors
-}
-
-/// The values of every floating-point parameter, trained or not.
-pub fn float_tensors<M: Module>(module: &M) -> Tensors {
-    tensors_of(module, |_, _| true)
 }
 
 /// Puts values in place of parameters of these names, trained or not. `file` names their source in
@@ -157,14 +182,14 @@ pub fn set<M: Module>(module: M, tensors: Tensors, file: &str) -> Result<M, Core
     put(module, wanted, tensors, file)
 }
 
-/// Puts saved values back in place of the trained parameters. `file` names their source in errors.
+/// Puts saved values back in place of the trained parameters and the buffers. `file` names their source in errors.
 ///
 /// # Errors
 /// Lists every tensor that is missing, left over or of another shape; nothing is changed then.
 pub fn restore<M: Module>(module: M, tensors: Tensors, file: &str) -> Result<M, CoreError> {
     let rows = parameters(&module).into_iter();
-    let trained = rows.filter(|row| row.trainable).collect();
-    put(module, trained, tensors, file)
+    let saved = rows.filter(ParamRow::is_saved).collect();
+    put(module, saved, tensors, file)
 }
 
 /// Puts values in place of exactly these parameters.

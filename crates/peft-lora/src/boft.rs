@@ -9,8 +9,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo,
-    Pass, Proj, Projection, Rule, Site, Start, Targets, exchange::peft_targets,
+    CoreError, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 
@@ -247,7 +247,11 @@ fn spread(x: Tensor<3>, half: usize, chunk: usize) -> Tensor<3> {
     x.swap_dims(2, 3).reshape([batch, seq, width])
 }
 
-impl Projection for BoftLinear {
+impl Reweighted for BoftLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(self.turned(x), pass);
         let scale = self.scale.val();
@@ -261,22 +265,10 @@ impl Projection for BoftLinear {
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         let weight = self.base.weight(pass);
-        let (d_in, _) = self.dims();
+        let (d_in, _) = self.base.dims();
         let identity = Tensor::<2>::eye(d_in, &weight.device()).unsqueeze();
         let rotation = self.turned(identity).squeeze_dim::<2>(0);
         rotation.matmul(weight) * self.scale.val().unsqueeze()
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

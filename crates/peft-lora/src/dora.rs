@@ -16,8 +16,8 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::geometry::is_part_of;
 use peft_core::{
-    BaseParam, CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo,
-    Pass, Proj, Projection, Rule, Site, Start, Targets, kernels,
+    BaseParam, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
+    Proj, Reweighted, Rule, Site, Start, Targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -259,7 +259,11 @@ impl DoraLinear {
     }
 }
 
-impl Projection for DoraLinear {
+impl Reweighted for DoraLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let stretch = self.stretch(pass);
         let bias = self.base.bias();
@@ -287,18 +291,6 @@ impl Projection for DoraLinear {
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         let update = self.a.val().matmul(self.b.val()).mul_scalar(self.scaling);
         (self.base.weight(pass) + update) * self.stretch(pass).unsqueeze()
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

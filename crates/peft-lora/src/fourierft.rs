@@ -17,8 +17,8 @@ mod places;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, SharedSlot, Site, Start, Targets, exchange::peft_targets, kernels,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, SharedSlot, Site, Start, Targets, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -241,7 +241,7 @@ impl FourierLinear {
         let shared: &FourierShared = pass.shared();
         let mut tables = shared.tables.iter();
         let tables = tables
-            .find(|tables| tables.dims() == self.dims())
+            .find(|tables| tables.dims() == self.base.dims())
             .expect("tables were made for the shapes of all targets");
         let weights = self.spectrum.val().mul_scalar(self.scaling);
         let weights = Tensor::cat(vec![weights.clone(), weights], 0);
@@ -251,12 +251,16 @@ impl FourierLinear {
 
     /// Whether the tables are less work than a dense matrix.
     fn is_narrow(&self) -> bool {
-        let ((d_in, d_out), [n]) = (self.dims(), self.spectrum.lazy_shape().dims());
+        let ((d_in, d_out), [n]) = (self.base.dims(), self.spectrum.lazy_shape().dims());
         2 * n * (d_in + d_out) < d_in * d_out
     }
 }
 
-impl Projection for FourierLinear {
+impl Reweighted for FourierLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         let (inputs, outputs) = self.factors(pass);
@@ -269,18 +273,6 @@ impl Projection for FourierLinear {
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         let (inputs, outputs) = self.factors(pass);
         self.base.weight(pass) + inputs.matmul(outputs)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

@@ -13,8 +13,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +137,11 @@ impl HiraLinear {
     }
 }
 
-impl Projection for HiraLinear {
+impl Reweighted for HiraLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         if self.dropout.prob > 0.0 && x.device().is_autodiff() {
             let y = self.base.forward(x.clone(), pass);
@@ -150,18 +154,6 @@ impl Projection for HiraLinear {
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         self.base.weight(pass) * self.product().add_scalar(1.0)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

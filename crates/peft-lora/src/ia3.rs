@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     CoreError, Dense, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo,
-    Pass, Proj, Projection, Role, Rule, Site, Start, Targets, exchange::peft_targets,
+    Pass, Proj, Projection, Reweighted, Role, Rule, Site, Start, Targets, exchange::peft_targets,
 };
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,9 @@ impl Projection for Ia3Output {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }
@@ -243,25 +246,17 @@ pub struct Ia3Input {
     factors: Param<Tensor<1>>,
 }
 
-impl Projection for Ia3Input {
+impl Reweighted for Ia3Input {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         self.base.forward(x * self.factors.val().unsqueeze(), pass)
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         self.base.weight(pass) * self.factors.val().unsqueeze_dim(1)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

@@ -13,8 +13,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 
@@ -187,7 +187,11 @@ impl LohaLinear {
     }
 }
 
-impl Projection for LohaLinear {
+impl Reweighted for LohaLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         if !self.is_narrow() {
@@ -200,18 +204,6 @@ impl Projection for LohaLinear {
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         self.base.weight(pass) + self.dense()
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

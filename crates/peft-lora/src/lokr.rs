@@ -14,8 +14,8 @@ mod factor;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, Site, Start, Targets, check, exchange::peft_targets,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, check, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 
@@ -210,7 +210,11 @@ pub struct LokrLinear {
     scaling: f64,
 }
 
-impl Projection for LokrLinear {
+impl Reweighted for LokrLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         let [batch, seq, d_out] = y.dims();
@@ -222,7 +226,7 @@ impl Projection for LokrLinear {
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let (d_in, d_out) = self.dims();
+        let (d_in, d_out) = self.base.dims();
         let small = self
             .small
             .matrix()
@@ -235,18 +239,6 @@ impl Projection for LokrLinear {
             .unsqueeze_dim::<4>(2);
         let update = (small * large).reshape([d_in, d_out]);
         self.base.weight(pass) + update.mul_scalar(self.scaling)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

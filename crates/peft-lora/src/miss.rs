@@ -15,8 +15,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -241,7 +241,11 @@ impl MissLinear {
     }
 }
 
-impl Projection for MissLinear {
+impl Reweighted for MissLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         let x = self.dropout.forward(x);
@@ -263,21 +267,9 @@ impl Projection for MissLinear {
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let ((d_in, _), block) = (self.dims(), self.columns());
+        let ((d_in, _), block) = (self.base.dims(), self.columns());
         let times = d_in.div_ceil(block.dims()[0]);
         self.base.weight(pass) + block.repeat_dim(0, times).narrow(0, 0, d_in)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

@@ -8,8 +8,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, Site, Start, Targets, exchange::peft_targets,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, Site, Start, Targets, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 
@@ -238,29 +238,21 @@ fn skew_symmetric(entries: Tensor<2>, size: usize) -> Tensor<3> {
     full.reshape([blocks, size, size])
 }
 
-impl Projection for OftLinear {
+impl Reweighted for OftLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         self.base.forward(apply_blocks(x, self.blocks()), pass)
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         let weight = self.base.weight(pass);
-        let (d_in, _) = self.dims();
+        let (d_in, _) = self.base.dims();
         let identity = Tensor::<2>::eye(d_in, &weight.device()).unsqueeze();
         let rotation = apply_blocks(identity, self.blocks()).squeeze_dim::<2>(0);
         rotation.matmul(weight)
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

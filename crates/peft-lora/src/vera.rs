@@ -9,8 +9,8 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Dense, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Projection, Rule, SharedSlot, Site, Start, Targets, check,
+    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
+    Reweighted, Rule, SharedSlot, Site, Start, Targets, check,
     exchange::{peft_targets, resolve_targets},
     kernels,
 };
@@ -186,7 +186,7 @@ impl VeraLinear {
     /// The shared matrices, cut to this layer's width.
     fn matrices(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let shared: &VeraShared = pass.shared();
-        let (d_in, d_out) = self.dims();
+        let (d_in, d_out) = self.base.dims();
         (
             shared.a.val().narrow(0, 0, d_in),
             shared.b.val().narrow(1, 0, d_out),
@@ -194,7 +194,11 @@ impl VeraLinear {
     }
 }
 
-impl Projection for VeraLinear {
+impl Reweighted for VeraLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let (a, b) = self.matrices(pass);
         let h = kernels::linear(self.dropout.forward(x.clone()), a, None);
@@ -207,18 +211,6 @@ impl Projection for VeraLinear {
         let (a, b) = self.matrices(pass);
         let scaled = a * self.lambda_d.val().unsqueeze();
         self.base.weight(pass) + scaled.matmul(b) * self.lambda_b.val().unsqueeze()
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Trials grouped by label and learning rate, and the learning rate chosen on dev alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::error::ReportError;
 use crate::metric::Metric;
 use crate::record::{Record, Status};
 use crate::stats::mean;
+use crate::summary::metric_of;
 
 /// All trials of one label.
 #[derive(Clone, Debug)]
@@ -55,6 +57,17 @@ impl Rate<'_> {
     /// Mean over seeds of the study's metric on dev.
     pub(crate) fn dev(&self) -> Option<f64> {
         mean(&self.scores("dev"))
+    }
+
+    /// The same over these seeds.
+    fn dev_of(&self, seeds: &BTreeSet<u64>) -> Option<f64> {
+        let wanted = self.ok.iter().filter(|r| seeds.contains(&r.trial.seed));
+        let scores: Vec<f64> = wanted.filter_map(|r| r.score("dev")).collect();
+        mean(&scores)
+    }
+
+    pub(crate) fn seeds(&self) -> BTreeSet<u64> {
+        self.ok.iter().map(|r| r.trial.seed).collect()
     }
 
     /// The study's metric on `split`, one value per seed that has it.
@@ -112,10 +125,17 @@ pub(crate) fn groups<'a>(records: &'a [Record], metric: &Metric) -> Vec<Group<'a
         .collect()
 }
 
-/// The learning rate with the best mean dev score. One at which a seed diverged is taken only where
-/// every other did too: its mean would be over the lucky seeds. The test score plays no part.
+/// The learning rate with the best mean dev score over the seeds that were run at every rate, so
+/// that a rate tried with few seeds meets the others on those. One at which a seed diverged is taken
+/// only where every other did too: its mean would be over the lucky seeds. The test score plays no
+/// part.
 fn choose(rates: &[Rate<'_>], metric: &Metric) -> Option<usize> {
-    let better = |a: &Rate<'_>, b: &Rate<'_>| match (a.dev(), b.dev()) {
+    let seeds = shared_seeds(rates);
+    let dev = |rate: &Rate<'_>| match seeds.is_empty() {
+        true => rate.dev(),
+        false => rate.dev_of(&seeds),
+    };
+    let better = |a: &Rate<'_>, b: &Rate<'_>| match (dev(a), dev(b)) {
         _ if a.diverged() != b.diverged() => b.diverged(),
         (Some(a), Some(b)) => metric.better(a, b),
         (a, b) => a.is_some() && b.is_none(),
@@ -129,6 +149,24 @@ fn choose(rates: &[Rate<'_>], metric: &Metric) -> Option<usize> {
                 best
             }
         })
+}
+
+/// The seeds that ended well at every rate that has any.
+pub(crate) fn shared_seeds(rates: &[Rate<'_>]) -> BTreeSet<u64> {
+    let with_any = rates.iter().filter(|rate| !rate.ok.is_empty());
+    let shared = with_any.map(Rate::seeds).reduce(|a, b| &a & &b);
+    shared.unwrap_or_default()
+}
+
+/// The learning rate chosen on dev among these trials of one label, if any ended well.
+///
+/// # Errors
+/// If they do not all rank by one metric.
+pub fn chosen_rate(records: &[Record]) -> Result<Option<f64>, ReportError> {
+    let metric = metric_of(records)?;
+    let groups = groups(records, &metric);
+    let group = groups.first();
+    Ok(group.and_then(|g| g.chosen.map(|i| g.rates[i].learning_rate)))
 }
 
 /// A learning rate to six digits: one that went through single precision is the same.
@@ -183,6 +221,17 @@ mod tests {
         ];
         assert_eq!(chosen(&records, true), 1e-3);
         assert_eq!(chosen(&records, false), 1e-4);
+    }
+
+    #[test]
+    fn a_rate_tried_with_one_lucky_seed_meets_the_others_on_that_seed() {
+        let records = [
+            record("LoRA r8", 1e-4, 1, 0.85, 0.8),
+            record("LoRA r8", 1e-3, 1, 0.86, 0.8),
+            record("LoRA r8", 1e-3, 2, 0.70, 0.7),
+        ];
+        assert_eq!(chosen(&records, true), 1e-3);
+        assert_eq!(chosen_rate(&records).unwrap(), Some(1e-3));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod view;
 
 pub use crate::csv::runs_csv;
 pub use crate::error::ReportError;
+pub use crate::group::chosen_rate;
 pub use crate::metric::Metric;
 pub use crate::report::{Report, write_report};
 pub use crate::stats::{Estimate, Paired};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format;
-use crate::group::Group;
+use crate::group::{Group, shared_seeds};
 use crate::record::Record;
 use crate::summary::{Row, example_scores};
 
@@ -21,6 +21,7 @@ pub(crate) fn notes(
         different_machines(records),
         no_dev(groups),
         few_seeds(groups),
+        tuned_on_fewer_seeds(groups),
         edge_of_grid(groups),
         not_compared(groups, rows, best),
     ];
@@ -106,6 +107,25 @@ fn few_seeds(groups: &[Group<'_>]) -> Option<String> {
     let labels = names(fewer.map(|g| g.label))?;
     Some(format!(
         "Fewer than {most} seeds at the chosen learning rate: {labels}."
+    ))
+}
+
+/// Said of studies that try their learning rates on some of the seeds only.
+fn tuned_on_fewer_seeds(groups: &[Group<'_>]) -> Option<String> {
+    let fewer = groups.iter().filter_map(|group| {
+        let tried = group
+            .rates
+            .iter()
+            .filter(|rate| !rate.ok.is_empty())
+            .count();
+        let shared = shared_seeds(&group.rates).len();
+        (tried > 1 && shared > 0 && shared < group.chosen_runs().len()).then_some(shared)
+    });
+    let fewest = fewer.min()?;
+    let seeds = if fewest == 1 { "seed" } else { "seeds" };
+    Some(format!(
+        "Learning rates were chosen on the dev score of {fewest} {seeds}; the other seeds ran at the \
+         chosen one."
     ))
 }
 

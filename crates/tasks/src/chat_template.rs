@@ -14,7 +14,7 @@ use minijinja::{AutoEscape, Environment, Template, UndefinedBehavior, Value, con
 
 use crate::TaskError;
 use crate::error::listed;
-use crate::layout::Turn;
+use crate::layout::{Role, Turn};
 
 /// Steps a template may take for one text; one that never ends is an error.
 const FUEL: u64 = 20_000_000;
@@ -35,13 +35,20 @@ impl ChatTemplate {
     /// # Errors
     /// If there is none, a file cannot be read, or the template is not valid.
     pub fn of_folder(folder: &Path) -> Result<Self, TaskError> {
-        match folder::source(folder)? {
-            Some((name, source)) => Self::new(name, source, folder),
-            None => Err(TaskError::NoChatTemplate {
-                place: format!("`{}`", folder.display()),
-                known: listed(Self::builtins()),
-            }),
-        }
+        Self::find(folder)?.ok_or_else(|| TaskError::NoChatTemplate {
+            place: format!("`{}`", folder.display()),
+            known: listed(Self::builtins()),
+        })
+    }
+
+    /// The template of a model folder, if it has one; see [`ChatTemplate::of_folder`].
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the template is not valid.
+    pub fn find(folder: &Path) -> Result<Option<Self>, TaskError> {
+        let source = folder::source(folder)?;
+        let template = source.map(|(name, source)| Self::new(name, source, folder));
+        template.transpose()
     }
 
     /// A built-in template by its name, or that of a file. The special tokens are the folder's.
@@ -77,8 +84,36 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The text of a chat so far, and the start of the assistant's next turn.
+    ///
+    /// # Errors
+    /// If the template refuses the chat.
+    pub fn prompt(&self, turns: &[Turn]) -> Result<String, TaskError> {
+        self.compile()?.prompt(turns)
+    }
+
+    /// What says that a turn of the assistant is over, if the template says so: the text behind the
+    /// answer to a question.
+    ///
+    /// # Errors
+    /// If the template refuses a question and its answer.
+    pub fn end_of_turn(&self) -> Result<Option<String>, TaskError> {
+        const ANSWER: &str = "answer";
+        let turn = |role, content: &str| Turn {
+            role,
+            content: content.into(),
+        };
+        let turns = [turn(Role::User, "question"), turn(Role::Assistant, ANSWER)];
+        let template = self.compile()?;
+        let (asked, answered) = (template.prompt(&turns[..1])?, template.text(&turns)?);
+        let added = answered.strip_prefix(&asked).unwrap_or_default();
+        let behind = added.split_once(ANSWER).map(|(_, behind)| behind.trim());
+        Ok(behind.filter(|mark| !mark.is_empty()).map(String::from))
+    }
+
     /// Names the end token for a folder that does not.
-    pub(crate) fn with_end_token(mut self, text: Option<String>) -> Self {
+    #[must_use]
+    pub fn with_end_token(mut self, text: Option<String>) -> Self {
         if let Some(text) = text {
             let token = self.tokens.entry("eos_token".to_string());
             token.or_insert_with(|| text.into());

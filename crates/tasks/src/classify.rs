@@ -7,10 +7,10 @@ use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams};
 
 use crate::TaskError;
 use crate::error::listed;
-use crate::lm::unlimited;
 use crate::read::Table;
 use crate::split::Example;
 use crate::template::{Text, environment};
+use crate::tokenizer::unlimited;
 
 /// How a row becomes an example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,7 +140,7 @@ impl ClassEncoder {
             Some(names) => Labels::new(names.clone())?,
             None => Labels::collect(train, &config.label)?,
         };
-        let mut tokenizer = unlimited(tokenizer)?;
+        let mut tokenizer = unlimited(tokenizer.clone())?;
         let texts = if config.pair.is_some() {
             ("", "").into()
         } else {

@@ -17,6 +17,7 @@ use crate::chat_template::ChatTemplate;
 use crate::layout::{Layout, Sample};
 use crate::read::{Row, Table};
 use crate::template::{Text, environment};
+use crate::tokenizer::{special_ids, unlimited};
 
 use fit::{Draft, Fate};
 
@@ -69,15 +70,13 @@ impl LmEncoder {
             prompt.check_fields()?;
             completion.check_fields()?;
         }
-        let tokenizer = unlimited(tokenizer)?;
+        let tokenizer = unlimited(tokenizer.clone())?;
         let chat = chat.map(|chat| chat.with_end_token(tokenizer.id_to_token(eos)));
         let mut bare = tokenizer.clone();
         bare.with_post_processor(None::<PostProcessorWrapper>);
-        let added = tokenizer.get_added_tokens_decoder().into_iter();
-        let special = added.filter(|(_, token)| token.special).map(|(id, _)| id);
         Ok(Self {
             config,
-            special: special.collect(),
+            special: special_ids(&tokenizer),
             tokenizer,
             bare,
             eos,
@@ -198,17 +197,6 @@ pub fn token_id(tokenizer: &Tokenizer, token: &str) -> Result<u32, TaskError> {
         token: token.to_string(),
     };
     tokenizer.token_to_id(token).ok_or_else(unknown)
-}
-
-/// The tokenizer without the padding and truncation that its file may ask for: lengths are the
-/// business of this crate and of the one that makes batches.
-pub(crate) fn unlimited(tokenizer: &Tokenizer) -> Result<Tokenizer, TaskError> {
-    let mut tokenizer = tokenizer.clone();
-    tokenizer.with_padding(None);
-    tokenizer
-        .with_truncation(None)
-        .map_err(TaskError::tokenizer)?;
-    Ok(tokenizer)
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-//! Trains a small byte-level BPE tokenizer, laid out as GPT-2's.
+//! What files of tokenizers need on top of the library, and a small byte-level BPE tokenizer, laid
+//! out as GPT-2's and trained.
+
+use std::collections::HashSet;
 
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -13,6 +16,27 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// Fewest entries a byte-level vocabulary can have: every byte and [`END_OF_TEXT`].
 const SMALLEST: usize = 257;
+
+/// The tokenizer without the padding and truncation that its file may ask for: lengths are the
+/// business of whoever makes examples and batches.
+///
+/// # Errors
+/// If the library reports an error.
+pub fn unlimited(mut tokenizer: Tokenizer) -> Result<Tokenizer, TaskError> {
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(None)
+        .map_err(TaskError::tokenizer)?;
+    Ok(tokenizer)
+}
+
+/// The ids of the special tokens, which stand in no ordinary text.
+#[must_use]
+pub fn special_ids(tokenizer: &Tokenizer) -> HashSet<u32> {
+    let added = tokenizer.get_added_tokens_decoder().into_iter();
+    let special = added.filter(|(_, token)| token.special);
+    special.map(|(id, _)| id).collect()
+}
 
 /// Trains a byte-level BPE tokenizer of at most `vocabulary` entries on `texts`.
 ///

@@ -57,7 +57,7 @@ pub(super) fn write(model: &Adapted<Model>, card: &Card, folder: &Path) -> Resul
         labels: card.labels.clone(),
         base_parameters: model.host.geometry().base_parameters(),
     };
-    let mut tensors = state::tensors_of(model, |name, trained| trained || is_of_a_part(name));
+    let mut tensors = state::tensors_where(model, |row| row.is_saved() || is_of_a_part(&row.name));
     if card.seed.is_none() {
         let named = |(name, data)| (format!("{SHARED}{name}"), data);
         tensors.extend(state::float_tensors(&model.shared).into_iter().map(named));
@@ -120,7 +120,7 @@ pub(super) fn fit(
 
 /// Refuses a file without the values of parts that are frozen.
 fn nothing_missing(adapted: &Adapted<Model>, kept: &Tensors, file: &str) -> Result<()> {
-    let of_parts = state::tensors_of(adapted, |name, trained| !trained && is_of_a_part(name));
+    let of_parts = state::tensors_where(adapted, |row| !row.is_saved() && is_of_a_part(&row.name));
     let missing = of_parts.keys().filter(|name| !kept.contains_key(*name));
     let problems: Vec<_> = missing.map(|name| format!("missing `{name}`")).collect();
     match problems.is_empty() {
@@ -171,7 +171,7 @@ pub(super) fn fit_body(
     tensors.retain(|name, _| !of_head.iter().any(|row| row.name == *name));
     let missing = body
         .iter()
-        .filter(|row| row.trainable && !tensors.contains_key(&row.name));
+        .filter(|row| row.is_saved() && !tensors.contains_key(&row.name));
     let problems: Vec<_> = missing
         .map(|row| format!("missing `{}`", row.name))
         .collect();
@@ -185,6 +185,6 @@ pub(super) fn fit_body(
 /// Of tensors that may be of frozen parameters, those that are, and those that are trained.
 fn frozen(adapted: &Adapted<Model>, tensors: Tensors) -> (Tensors, Tensors) {
     let rows = state::parameters(adapted);
-    let is_trained = |name: &String| rows.iter().any(|row| row.trainable && row.name == *name);
+    let is_trained = |name: &String| rows.iter().any(|row| row.is_saved() && row.name == *name);
     tensors.into_iter().partition(|(name, _)| !is_trained(name))
 }

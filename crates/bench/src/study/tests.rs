@@ -181,3 +181,52 @@ fn folders_of_trained_adapters_start_at_the_file_too() {
     assert!(near.ends_with("/b") && near.len() > 2, "{near}");
     assert_eq!(folders[1], "hf://org/c");
 }
+
+#[test]
+fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
+    let with = |train: &str| {
+        let text = STUDY.replace("[[method]]", &format!("[train]\n{train}\n[[method]]"));
+        load(&text, &[("BASE", "/m")]).map(|study| study.train)
+    };
+    let train = with(
+        "adversarial = { kind = \"freelb\", steps = 3, step_size = 0.1, epsilon = 0.3 }\n\
+         adapter_drop = { kind = \"robust\", layers = 4 }\nstochastic_depth = 0.1",
+    )
+    .unwrap();
+    let robust = AdapterDrop::Robust {
+        layers: 4,
+        evaluate: 0,
+    };
+    assert_eq!(train.adapter_drop, Some(robust));
+    assert_eq!(train.stochastic_depth, Some(0.1));
+    assert!(matches!(
+        train.adversarial,
+        Some(Adversarial::Freelb { steps: 3, .. })
+    ));
+    for (wrong, named) in [
+        (
+            "adversarial = { kind = \"fgm\", epsilon = 0.0 }",
+            "train.adversarial.epsilon",
+        ),
+        (
+            "adversarial = { kind = \"fgm\", epsilon = 1.0, step = 2 }",
+            "step",
+        ),
+        (
+            "adapter_drop = { kind = \"specialized\", layers = 0 }",
+            "train.adapter_drop.layers",
+        ),
+        ("stochastic_depth = 1.5", "train.stochastic_depth"),
+    ] {
+        let error = with(wrong).unwrap_err().to_string();
+        assert!(error.contains(named), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn a_strategy_that_is_not_used_is_not_part_of_what_a_trial_is_known_by() {
+    let settings = serde_json::to_value(TrainConfig::default()).unwrap();
+    for key in ["adversarial", "adapter_drop", "stochastic_depth"] {
+        assert_eq!(settings.get(key), None);
+    }
+}

@@ -29,6 +29,10 @@ pub struct Chat {
     /// Which of the adapters to begin with, `base` for none of them; the first where not given.
     #[arg(long = "use", value_name = "NAME")]
     chosen: Option<String>,
+    /// What writes the conversation as text: chatml, gemma, llama2, llama3, zephyr or a file; the
+    /// model's own where not given.
+    #[arg(long, value_name = "NAME|FILE")]
+    chat_template: Option<String>,
     /// What the model is told before the conversation.
     #[arg(long)]
     system: Option<String>,
@@ -60,9 +64,10 @@ impl Chat {
         let host = &adapters.get(&using)?.host;
         ensure!(host.is_causal(), "only language models hold conversations");
         let tokenizer = source::tokenizer(&model, host)?;
+        let ending = source::ending_ids(&model, adapters.config(), &tokenizer)?;
+        let folder = source::folder(&model, Kind::Model)?;
         let session = Session {
-            eos: source::ending_ids(&model, adapters.config(), &tokenizer)?,
-            format: Format::of(&source::folder(&model, Kind::Model)?),
+            format: Format::of(&folder, self.chat_template.as_deref(), &tokenizer, ending)?,
             conversation: Conversation::new(self.system.clone()),
             chat: self,
             adapters: &adapters,
@@ -101,7 +106,6 @@ struct Session<'a> {
     adapters: &'a Adapters,
     tokenizer: &'a Tokenizer,
     device: &'a Device,
-    eos: Vec<u32>,
     format: Format,
     conversation: Conversation,
     /// Name of the adapter in use.
@@ -112,7 +116,7 @@ impl Session<'_> {
     /// Answers line by line until the input or the user ends; `mark` asks for a line.
     fn run(mut self, input: &mut dyn BufRead, mark: &str, screen: &mut dyn Screen) -> Result<()> {
         if let Some(note) = self.format.note() {
-            screen.note(&note);
+            screen.note(note);
         }
         loop {
             screen.say(mark)?;
@@ -186,7 +190,7 @@ impl Session<'_> {
         let turn = asked.messages().len() as u64;
         let generation = Generation {
             max_new_tokens: self.chat.max_new_tokens.min(limit - ids.len()),
-            eos: self.eos.clone(),
+            eos: self.format.ending().to_vec(),
             choice: self.chat.sampling.choice(turn)?,
         };
         let mut begun = false;
@@ -197,7 +201,7 @@ impl Session<'_> {
             screen.say(piece)
         };
         let stop = self.format.stop_texts();
-        let answers = writer.complete(&[&ids], &generation, &stop, &mut show)?;
+        let answers = writer.complete(&[&ids], &generation, stop, &mut show)?;
         screen.say("\n")?;
         let text = answers.into_iter().next().map(|answer| answer.text);
         let text = text.unwrap_or_default();

@@ -7,6 +7,7 @@ use peft_core::Init;
 
 use super::*;
 use crate::adapters::AdapterArg;
+use crate::storage::StorageSpec;
 
 #[derive(Default)]
 struct Recorder {
@@ -80,8 +81,16 @@ fn adapter(base: &Path, folder: &Path, registry: &Registry) {
         .unwrap();
 }
 
-/// What a conversation of these lines shows, with an adapter `other` at hand.
+/// What a conversation of these lines shows, with an adapter `other` at hand, behind the note that
+/// the model has no chat template.
 fn converse(lines: &str) -> Recorder {
+    let mut shown = by_template(None, lines);
+    let note = shown.notes.remove(0);
+    assert!(note.contains("has no chat template"), "{note}");
+    shown
+}
+
+fn by_template(template: Option<&str>, lines: &str) -> Recorder {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     model(folder.path(), 1);
     let registry = Registry::builtin();
@@ -92,7 +101,8 @@ fn converse(lines: &str) -> Recorder {
         weight: None,
     };
     let device = Device::flex();
-    let adapters = Adapters::load(folder.path(), &[arg], &registry, &device).unwrap();
+    let adapters =
+        Adapters::load(folder.path(), &StorageSpec::F32, &[arg], &registry, &device).unwrap();
     let base = adapters.get("base").unwrap();
     let tokenizer = source::tokenizer(folder.path(), &base.host).unwrap();
     let chat = Chat {
@@ -100,8 +110,10 @@ fn converse(lines: &str) -> Recorder {
             model: folder.path().into(),
             adapter: Vec::new(),
             compose: None,
+            storage: Default::default(),
         },
         chosen: None,
+        chat_template: None,
         system: None,
         max_new_tokens: 8,
         sampling: Sampling {
@@ -120,8 +132,7 @@ fn converse(lines: &str) -> Recorder {
         adapters: &adapters,
         tokenizer: &tokenizer,
         device: &device,
-        eos: vec![0],
-        format: Format::of(folder.path()),
+        format: Format::of(folder.path(), template, &tokenizer, vec![0]).unwrap(),
         conversation: Conversation::new(None),
         using: "base".into(),
     };
@@ -152,6 +163,14 @@ fn an_answer_depends_on_what_was_said_until_that_is_forgotten() {
     let fresh = answers("there\n");
     assert_ne!(with[1], fresh[0]);
     assert_eq!(answers("hello\n/reset\nthere\n")[1], fresh[0]);
+}
+
+#[test]
+fn a_chat_template_is_what_the_model_reads_and_needs_no_note() {
+    let plain = answers("hello there\n");
+    let shown = by_template(Some("zephyr"), "hello there\n");
+    assert_eq!((shown.notes.len(), shown.said.lines().count()), (0, 1));
+    assert_ne!(shown.said.lines().collect::<Vec<_>>(), plain);
 }
 
 #[test]

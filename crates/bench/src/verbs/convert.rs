@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::adapter::Format;
-use crate::cli::{StorageArgs, print};
+use crate::cli::print;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 
 /// Arguments of `convert`.
 #[derive(Args)]

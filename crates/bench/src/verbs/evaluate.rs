@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use peft_core::Host;
 
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 
 /// Arguments of `evaluate`.
 #[derive(Args)]
@@ -20,6 +22,11 @@ pub struct Evaluate {
     /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Leave the adapter out of so many layers, the lowest first.
+    #[arg(long, value_name = "N", requires = "adapter", default_value_t = 0)]
+    drop_layers: usize,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,7 +45,23 @@ impl Evaluate {
         let Prepared {
             data, tokenizer, ..
         } = data::prepare(&study.task, folder, 0, &device)?;
-        let model = super::load(folder, self.adapter.as_deref(), registry, &device)?;
+        let adapter = self.adapter.as_deref();
+        let adapters = super::load(folder, adapter, &self.storage, registry, &device)?;
+        if let [_, ..] = adapters.untrained() {
+            let missing = adapters.untrained().join(", ");
+            eprintln!(
+                "note: `{}` has no {missing}: its scores are those of random ones",
+                study.model
+            );
+        }
+        let model = adapters.into_last();
+        let layers = model.host.geometry().layers;
+        anyhow::ensure!(
+            self.drop_layers <= layers,
+            "`--drop-layers` is {}, expected at most {layers}, the model's layers",
+            self.drop_layers
+        );
+        let model = model.without_layers(&(0..self.drop_layers).collect());
         let evaluator = Evaluator {
             task: &study.task,
             data: &data,

@@ -12,6 +12,7 @@ use crate::cli::{Compute, print};
 use crate::completion::{Completion, Writer};
 use crate::registry::Registry;
 use crate::source;
+use crate::storage::StorageArgs;
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -60,24 +61,28 @@ pub(crate) struct Adaptable {
     /// weights = [3, 1]'.
     #[arg(long, value_name = "KIND")]
     pub(crate) compose: Option<String>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
 }
 
 impl Adaptable {
-    /// The base, which has been found at `model`, and its adapters.
+    /// Loads the adapters into the model of this folder or name, which is the one given, pinned.
     pub(crate) fn load(
         &self,
         model: &Path,
         registry: &Registry,
         device: &Device,
     ) -> Result<Adapters> {
+        let storage = self.storage.spec()?;
+        let adapters = Adapters::load(model, &storage, &self.adapter, registry, device)?;
         let Some(composition) = &self.compose else {
-            return Adapters::load(model, &self.adapter, registry, device);
+            return Ok(adapters);
         };
         ensure!(
             self.adapter.iter().all(|arg| arg.weight.is_none()),
             "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
         );
-        Adapters::load(model, &self.adapter, registry, device)?.composed(composition, registry)
+        adapters.composed(composition, registry)
     }
 }
 

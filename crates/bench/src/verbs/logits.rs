@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use models::Batch;
 use peft_core::state;
 
 use crate::cli::Compute;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 use crate::token_file::TokenFile;
 
 /// Arguments of `logits`.
@@ -28,6 +29,8 @@ pub struct Logits {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
+    storage: StorageArgs,
+    #[command(flatten)]
     compute: Compute,
 }
 
@@ -38,7 +41,16 @@ impl Logits {
 
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
-        let model = super::load(&self.model, self.adapter.as_deref(), registry, &device)?;
+        let adapter = self.adapter.as_deref();
+        let adapters = super::load(&self.model, adapter, &self.storage, registry, &device)?;
+        ensure!(
+            adapters.untrained().is_empty(),
+            "`{}` has no {}, so its logits would be random; give an `--adapter` that brings them, or \
+             a model trained to classify",
+            self.model.display(),
+            adapters.untrained().join(", ")
+        );
+        let model = adapters.into_last();
         let host = &model.host;
         let limit = host.max_length().saturating_sub(model.position_offset);
         let tokens = TokenFile::read(&self.inputs, &["batch", "sequence"], host, limit)?;

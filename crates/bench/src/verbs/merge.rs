@@ -6,11 +6,12 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use clap::Args;
 
-use crate::cli::{StorageArgs, print};
+use crate::cli::print;
 use crate::hub::Kind;
 use crate::quantize::quantize;
 use crate::registry::Registry;
 use crate::source;
+use crate::storage::{StorageArgs, StorageName, StorageSpec};
 
 /// Arguments of `merge`.
 #[derive(Args)]
@@ -25,8 +26,8 @@ pub struct Merge {
     #[arg(long)]
     out: PathBuf,
     /// Pack the merged weights again (nf4, fp4, int8) and show what that loses; dense where not given.
-    #[arg(long, value_name = "STORAGE")]
-    requantize: Option<String>,
+    #[arg(long, value_enum, value_name = "STORAGE")]
+    requantize: Option<StorageName>,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -35,7 +36,11 @@ impl Merge {
     pub(crate) fn run(self, registry: &Registry) -> Result<()> {
         crate::cli::check_free(&self.out)?;
         let device = peft_core::device("cpu")?;
-        let storage = self.storage.spec()?;
+        let storage = match (self.storage.storage, self.requantize) {
+            // The other options say how to pack again.
+            (StorageName::F32, Some(_)) => StorageSpec::F32,
+            _ => self.storage.spec()?,
+        };
         let (fitted, mut config) =
             super::fitted(&self.model, &self.adapter, &storage, registry, &device)?;
         let kind = fitted.card.kind.clone();
@@ -47,16 +52,12 @@ impl Merge {
             table.insert("torch_dtype".into(), "float32".into());
         }
         let model = source::folder(&self.model, Kind::Model)?;
-        let Some(name) = &self.requantize else {
+        let Some(name) = self.requantize else {
             models::save(&merged, &config, &self.out)?;
             source::copy_tokenizer(&model, &self.out)?;
             return print(&format!("merged model: {}\n", self.out.display()));
         };
-        let again = StorageArgs {
-            storage: name.clone(),
-            ..self.storage.clone()
-        };
-        let again = again.spec()?;
+        let again = self.storage.packing.of(name)?;
         let again = again
             .build()
             .context("`--requantize` takes nf4, fp4 or int8")?;

@@ -20,30 +20,30 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use models::Model;
-use peft_core::{Adapted, Init};
+use peft_core::Init;
 
 use crate::adapter::{self, Fitted, Opened};
 use crate::adapters::{AdapterArg, Adapters};
 use crate::hub::Kind;
 use crate::registry::Registry;
 use crate::source;
-use crate::trial::StorageSpec;
+use crate::storage::{StorageArgs, StorageSpec};
 
 /// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
 /// folders or names of the hub.
 pub(crate) fn load(
     model: &Path,
     with: Option<&Path>,
+    storage: &StorageArgs,
     registry: &Registry,
     device: &Device,
-) -> Result<Adapted<Model>> {
+) -> Result<Adapters> {
     let arg = with.map(|folder| AdapterArg {
         name: "adapter".into(),
         folder: folder.into(),
         weight: None,
     });
-    Ok(Adapters::load(model, arg.as_slice(), registry, device)?.into_last())
+    Adapters::load(model, &storage.spec()?, arg.as_slice(), registry, device)
 }
 
 /// A base with a saved adapter in it, ready to train on, and the base's `config.json`. `storage` is

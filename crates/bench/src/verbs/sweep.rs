@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use peft_core::Init;
 use report::RecordStore;
@@ -13,7 +13,9 @@ use report::RecordStore;
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
 use crate::execute::{self, Executor, Subprocess};
+use crate::layer_drop;
 use crate::memory;
+use crate::plan::Plan;
 use crate::process::{self, Claim};
 use crate::progress;
 use crate::registry::Registry;
@@ -56,11 +58,8 @@ impl Sweep {
         let mut study = self.study.load()?;
         if self.check {
             let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
-            print(&format!(
-                "{}: {} trials\n",
-                self.study.study.display(),
-                trials.len()
-            ))?;
+            let count = Plan::new(&study, trials).len();
+            print(&format!("{}: {count} trials\n", self.study.study.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
         peft_core::device(&self.compute.device)?;
@@ -86,38 +85,51 @@ impl Sweep {
             .unwrap_or_else(|| Path::new("out").join(&study.name));
         let store = RecordStore::open(&out)?;
         let _claim = Claim::new(&out)?;
-        self.run_missing(&trials, &store, registry)?;
+        let plan = Plan::new(&study, trials);
+        self.run_missing(&plan, &store, registry)?;
         // The whole study, whatever part of it was run now.
         finish(&store, &all, &out)
     }
 
-    fn run_missing(
-        &self,
-        trials: &[Trial],
-        store: &RecordStore,
-        registry: &Registry,
-    ) -> Result<()> {
+    /// Runs what has no record yet; where rates are tuned on some seeds, those come first.
+    fn run_missing(&self, plan: &Plan, store: &RecordStore, registry: &Registry) -> Result<()> {
         let executor = Subprocess {
             registry,
             threads: self.compute.threads,
             quiet: self.quiet,
         };
-        for (index, trial) in trials.iter().enumerate() {
-            let place = format!("[{}/{}] {}", index + 1, trials.len(), trial.id);
-            let old = store.find(&trial.hash)?;
-            if let Some(record) = old.filter(|r| r.status.is_ok() || !self.retry_failed) {
-                self.say(&format!("{place}: has a record ({})", record.status.name()));
-                continue;
-            }
-            let record = executor.run(trial, store)?;
-            let score = record.score("test").map_or(String::new(), |score| {
-                format!(", test {} {score:.4}", record.trial.metric)
-            });
-            let (seconds, status) = (record.time.total_s, record.status.name());
-            self.say(&format!("{place}: {status}{score}, {seconds:.1} s"));
-            if !record.status.is_ok() {
-                eprintln!("{place}: {}", record.status.reason());
-            }
+        for (index, trial) in plan.tuning().iter().enumerate() {
+            self.run_one(trial, (index, plan.len()), &executor, store)?;
+        }
+        let tuned = plan.tuning().len();
+        for (index, trial) in plan.rest(store)?.iter().enumerate() {
+            self.run_one(trial, (tuned + index, plan.len()), &executor, store)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a trial that has no record yet, the `index`-th of `count`.
+    fn run_one(
+        &self,
+        trial: &Trial,
+        (index, count): (usize, usize),
+        executor: &impl Executor,
+        store: &RecordStore,
+    ) -> Result<()> {
+        let place = format!("[{}/{count}] {}", index + 1, trial.id);
+        let old = store.find(&trial.hash)?;
+        if let Some(record) = old.filter(|r| r.status.is_ok() || !self.retry_failed) {
+            self.say(&format!("{place}: has a record ({})", record.status.name()));
+            return Ok(());
+        }
+        let record = executor.run(trial, store)?;
+        let score = record.score("test").map_or(String::new(), |score| {
+            format!(", test {} {score:.4}", record.trial.metric)
+        });
+        let (seconds, status) = (record.time.total_s, record.status.name());
+        self.say(&format!("{place}: {status}{score}, {seconds:.1} s"));
+        if !record.status.is_ok() {
+            eprintln!("{place}: {}", record.status.reason());
         }
         Ok(())
     }
@@ -155,6 +167,7 @@ fn check_on_model(
     let classes = (!labels.is_empty()).then_some(labels.len());
     let loaded = source::load(Path::new(&study.model), classes, &mut Init::new(0, &device))?;
     let geometry = loaded.model.geometry();
+    layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
     let (Task::Completion { max_length, .. } | Task::Classification { max_length, .. }) =
         &study.task;
     let mut lines = String::new();

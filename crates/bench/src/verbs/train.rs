@@ -9,9 +9,10 @@ use clap::Args;
 use peft_core::{Init, adapt, state};
 
 use crate::adapter::{Card, Fitted, Format};
-use crate::cli::{Compute, StorageArgs, StudyFile, pair, print};
+use crate::cli::{Compute, StudyFile, pair, print};
 use crate::hub::Kind;
 use crate::registry::Registry;
+use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
 use crate::{execute, fixed, parts, progress, source};

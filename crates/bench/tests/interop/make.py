@@ -73,6 +73,7 @@ PEFT = {
     "llama-prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
     "llama-prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
     "llama-p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
+    "llama-adaption_prompt": lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1),
     "llama-ln_tuning": lambda: peft.LNTuningConfig(),
     "llama-ln_tuning_names": lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
     "gpt2-dora": lambda: peft.LoraConfig(
@@ -111,6 +112,9 @@ HUB = {
     "bert-par_bn": lambda: adapters.ParBnConfig(reduction_factor=4),
     "bert-scaled_par_bn": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="learned"),
     "bert-channel": lambda: adapters.ParBnConfig(reduction_factor=4, scaling="channel"),
+    # Without its stochastic depth, for which the library needs torchvision.
+    "bert-adapter_plus": lambda: adapters.AdapterPlusConfig(reduction_factor=4, stochastic_depth=0.0),
+    "gpt2-adapter_plus": lambda: adapters.AdapterPlusConfig(reduction_factor=6, stochastic_depth=0.0),
     "bert-factors": lambda: adapters.DoubleSeqBnConfig(reduction_factor={"1": 8, "default": 2}, leave_out=[0]),
     "bert-compacter": lambda: adapters.CompacterConfig(reduction_factor=3),
     "bert-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=4, phm_dim=3),

@@ -43,3 +43,62 @@ fn defaults_are_those_of_the_paper_and_do_not_change_what_is_saved() {
         r#"{"non_linearity":"swish","dropout":0.0,"init":"bert"}"#
     );
 }
+
+#[test]
+fn a_skip_factor_scales_what_the_bottleneck_is_added_to() {
+    use burn::tensor::{Device, Tensor, Tolerance};
+    let mut init = Init::new(0, &Device::flex());
+    let slot = |skip, init: &mut Init| {
+        let scaling = Scaling::Fixed(1.0);
+        let start = AdapterInit::Mam;
+        Bottleneck::new((4, 2), Activation::Relu, scaling, start, init)
+            .with_skip_scaling(skip, 4, init)
+    };
+    let x = init.normal([2, 3, 4], 1.0);
+    // With a zero up projection only the skip path is left.
+    let halved = slot(Scaling::Fixed(0.5), &mut init).add_to(x.clone(), x.clone());
+    let expected: Tensor<3> = x.clone().mul_scalar(0.5);
+    let close = Tolerance::absolute(1e-6);
+    halved
+        .into_data()
+        .assert_approx_eq::<f32>(&expected.into_data(), close);
+    let learned = slot(Scaling::learned(), &mut init).add_to(x.clone(), x.clone());
+    learned
+        .into_data()
+        .assert_approx_eq::<f32>(&x.into_data(), close);
+}
+
+#[test]
+fn stochastic_depth_leaves_whole_rows_out_while_training_and_keeps_the_mean() {
+    use burn::module::Module;
+    use burn::tensor::{Device, Tensor};
+    let mut init = Init::new(0, &Device::flex().autodiff());
+    let scaling = Scaling::Fixed(1.0);
+    let bottleneck = Bottleneck::new(
+        (4, 3),
+        Activation::Tanh,
+        scaling,
+        AdapterInit::Bert,
+        &mut init,
+    )
+    .with_stochastic_depth(0.25);
+    let x = init.normal([1, 2, 4], 1.0).expand([400, 2, 4]);
+    let values = |y: Tensor<3>| -> Vec<f32> { y.into_data().try_to_vec().unwrap() };
+    let full = values(bottleneck.valid().forward(x.clone().without_autodiff()));
+    let trained = values(bottleneck.forward(x));
+    let mut kept = 0;
+    for (ours, full) in trained.chunks(8).zip(full.chunks(8)) {
+        let factor = if ours.iter().all(|v| *v == 0.0) {
+            0.0
+        } else {
+            4.0 / 3.0
+        };
+        kept += usize::from(factor > 0.0);
+        assert!(
+            ours.iter()
+                .zip(full)
+                .all(|(a, b)| (a - factor * b).abs() < 1e-6)
+        );
+    }
+    assert!((250..350).contains(&kept), "{kept} of 400 rows were kept");
+}

@@ -82,6 +82,9 @@ impl Projection for BlendLinear {
             .all(merges)
             .then(|| Dense::new(self.weight(pass), self.bias()))
     }
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

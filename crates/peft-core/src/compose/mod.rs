@@ -30,6 +30,7 @@ use crate::lookup::LookupSlot;
 use crate::method::{Method, MethodConfig, MethodInfo, Storage};
 use crate::pass::SharedSlot;
 use crate::projection::Proj;
+use crate::regulate::Regulator;
 use crate::site::{Role, Site};
 use crate::tap::TapSlot;
 
@@ -259,6 +260,19 @@ impl<C: Composition> Method for C {
         });
         let of_the_base = geometry.count(|p| self.trains(p));
         added.sum::<usize>() + of_the_base + self.own_parameters(geometry)
+    }
+
+    fn regulator(&self, steps: usize, init: Init) -> Result<Option<Box<dyn Regulator>>, CoreError> {
+        for (index, part) in Method::parts(self).iter().enumerate() {
+            let own = Init::new(0, init.device());
+            if !part.is_frozen() && part.method().regulator(steps, own)?.is_some() {
+                let expected =
+                    "a method that leaves its tensors to the optimizer, in a composition";
+                let error = CoreError::bad_value("kind", part.kind(), expected);
+                return Err(CoreError::part(index, error));
+            }
+        }
+        Ok(None)
     }
 
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {

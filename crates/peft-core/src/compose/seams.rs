@@ -200,6 +200,9 @@ impl Projection for Within {
     fn packing(&self) -> Option<String> {
         self.part.packing()
     }
+    fn base(&self) -> Option<&Proj> {
+        self.part.base()
+    }
 }
 
 impl Projection for Below {
@@ -220,5 +223,8 @@ impl Projection for Below {
     }
     fn packing(&self) -> Option<String> {
         self.below.packing()
+    }
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.below)
     }
 }

@@ -16,6 +16,7 @@ use crate::error::CoreError;
 use crate::state::Tensors;
 
 pub use fields::Fields;
+pub(crate) use places::places;
 pub use places::{collect, restore};
 pub use targets::{
     path_ends_with, peft_names, peft_targets, resolve_modules, resolve_pattern, resolve_targets,

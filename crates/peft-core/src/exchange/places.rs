@@ -9,7 +9,7 @@ use super::Rule;
 use crate::attend::AttendSlot;
 use crate::ends::EndsSlot;
 use crate::error::CoreError;
-use crate::geometry::{BaseParam, Geometry};
+use crate::geometry::{BaseParam, Geometry, Part};
 use crate::host::{Adapted, Host, Surgeon};
 use crate::lookup::LookupSlot;
 use crate::projection::Proj;
@@ -84,21 +84,23 @@ pub fn restore<H: Host>(
 }
 
 /// Where a parameter is.
-struct Place {
-    name: String,
+pub(crate) struct Place {
+    pub(crate) name: String,
     /// Whether the checkpoint keeps the transposed matrix.
     transposed: bool,
+    /// 0 in the embeddings, 1 in the lowest transformer layer; none outside both.
+    pub(crate) level: Option<usize>,
 }
 
 /// The place of every parameter that is the method's own or of the base.
-fn places<H: Host>(adapted: &Adapted<H>) -> HashMap<ParamId, Place> {
+pub(crate) fn places<H: Host>(adapted: &Adapted<H>) -> HashMap<ParamId, Place> {
     let geometry = adapted.host.geometry();
     let mut namer = Namer {
         places: HashMap::new(),
         geometry: &geometry,
     };
     if let Some(shared) = &adapted.shared {
-        namer.name("shared", shared);
+        namer.name("shared", None, shared);
     }
     drop(adapted.host.clone().rebuild(&mut namer));
     let mut places = namer.places;
@@ -108,9 +110,11 @@ fn places<H: Host>(adapted: &Adapted<H>) -> HashMap<ParamId, Place> {
 }
 
 fn base_place(param: &BaseParam) -> (ParamId, Place) {
+    let embedding = (param.part == Part::Embedding).then_some(0);
     let place = Place {
         name: param.name.clone(),
         transposed: param.transposed,
+        level: param.layer.map(|layer| layer + 1).or(embedding),
     };
     (param.id, place)
 }
@@ -121,11 +125,12 @@ struct Namer<'a> {
 }
 
 impl Namer<'_> {
-    fn name<M: Module>(&mut self, at: &str, module: &M) {
+    fn name<M: Module>(&mut self, at: &str, level: Option<usize>, module: &M) {
         for row in state::parameters(module) {
             let place = Place {
                 name: format!("{at}/{}", row.name),
                 transposed: false,
+                level,
             };
             self.places.insert(row.id, place);
         }
@@ -134,30 +139,31 @@ impl Namer<'_> {
 
 impl Surgeon for Namer<'_> {
     fn projection(&mut self, site: &Site, base: Proj) -> Proj {
-        self.name(&site.path, &base);
+        self.name(&site.path, Some(site.layer + 1), &base);
         base
     }
     fn tap(&mut self, layer: usize, role: Role, old: Option<TapSlot>) -> Option<TapSlot> {
         if let (Some(tap), Some(path)) = (&old, self.geometry.tap_path(layer, role)) {
-            self.name(path, tap);
+            self.name(path, Some(layer + 1), tap);
         }
         old
     }
     fn attend(&mut self, layer: usize, old: Option<AttendSlot>) -> Option<AttendSlot> {
         if let Some(attend) = &old {
-            self.name(&format!("layer.{layer}.attention"), attend);
+            let at = format!("layer.{layer}.attention");
+            self.name(&at, Some(layer + 1), attend);
         }
         old
     }
     fn ends(&mut self, old: Option<EndsSlot>) -> Option<EndsSlot> {
         if let Some(ends) = &old {
-            self.name("ends", ends);
+            self.name("ends", None, ends);
         }
         old
     }
     fn lookup(&mut self, old: Option<LookupSlot>) -> Option<LookupSlot> {
         if let Some(lookup) = &old {
-            self.name(&self.geometry.table.path.clone(), lookup);
+            self.name(&self.geometry.table.path, Some(0), lookup);
         }
         old
     }

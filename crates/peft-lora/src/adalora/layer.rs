@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::{Dense, Init, Pass, Proj, Projection, Site, kernels};
+use peft_core::{Init, Pass, Proj, Reweighted, Site, kernels};
 
 /// What every layer of a model counts its part of the orthogonality loss by.
 #[derive(Module, Debug)]
@@ -64,7 +64,11 @@ impl AdaLoraLinear {
     }
 }
 
-impl Projection for AdaLoraLinear {
+impl Reweighted for AdaLoraLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
         if self.rank() == 0 {
@@ -88,17 +92,5 @@ impl Projection for AdaLoraLinear {
         }
         let scaled = self.a.val() * self.e.val().mul_scalar(self.scaling).unsqueeze();
         base + scaled.matmul(self.b.val())
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }

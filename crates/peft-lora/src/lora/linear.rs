@@ -75,6 +75,9 @@ impl Projection for LoraLinear {
         Some(Dense::new(self.weight(pass), self.bias()))
     }
 
+    fn base(&self) -> Option<&Proj> {
+        Some(&self.base)
+    }
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }

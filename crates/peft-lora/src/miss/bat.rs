@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{Dense, Pass, Proj, Projection, kernels};
+use peft_core::{Pass, Proj, Reweighted, kernels};
 
 /// A linear layer with a block for every few outputs, multiplied with the weight.
 #[derive(Module, Debug)]
@@ -19,7 +19,11 @@ impl BatLinear {
     }
 }
 
-impl Projection for BatLinear {
+impl Reweighted for BatLinear {
+    fn base(&self) -> &Proj {
+        &self.base
+    }
+
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         kernels::linear(x, self.weight(pass), self.base.bias())
     }
@@ -36,17 +40,5 @@ impl Projection for BatLinear {
         let mixed = cut.reshape([outs, ins * rank, rank]).matmul(blocks.clone());
         let update = mixed.reshape([outs, ins, rank, rank]) + blocks.unsqueeze_dim(1);
         weight + update.permute([1, 3, 0, 2]).reshape([d_in, d_out])
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.base.bias()
-    }
-
-    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        Some(Dense::new(self.weight(pass), self.bias()))
-    }
-
-    fn dims(&self) -> (usize, usize) {
-        self.base.dims()
     }
 }

@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::layout::Role;
 
 fn golden() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat")
@@ -102,6 +101,24 @@ fn of_several_templates_the_default_one_counts() {
         message.contains("none of its templates is called `default`"),
         "{message}"
     );
+}
+
+#[test]
+fn what_ends_a_turn_is_what_the_template_writes_behind_an_answer() {
+    for (name, mark) in [
+        ("chatml", Some("<|im_end|>")),
+        ("gemma", Some("<end_of_turn>")),
+        ("llama2", Some("</s>")),
+        ("llama3", Some("<|eot_id|>")),
+        ("zephyr", Some("</s>")),
+    ] {
+        let found = template(name).end_of_turn().unwrap();
+        assert_eq!(found.as_deref(), mark, "{name}");
+    }
+    let open = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let folder = folder(&[("chat_template.jinja", open)]);
+    let template = ChatTemplate::of_folder(folder.path()).unwrap();
+    assert_eq!(template.end_of_turn().unwrap(), None);
 }
 
 #[test]

@@ -1,0 +1,109 @@
+use peft_qlora::{Fp4, Int8, Nf4};
+
+use super::*;
+
+fn study(methods: &str) -> Study {
+    let text = format!(
+        r#"
+        name = "s"
+        question = "?"
+        model = "m"
+        seeds = [1, 2]
+        [task]
+        kind = "completion"
+        data = {{ scenario = 1 }}
+        max_length = 56
+        max_new_tokens = 32
+        metric = "exact_match"
+        {methods}"#
+    );
+    toml::from_str(&text).unwrap()
+}
+
+fn expanded(methods: &str) -> Result<Vec<Trial>, BenchError> {
+    expand(
+        &study(methods),
+        &Registry::builtin(),
+        "cpu",
+        &BTreeMap::new(),
+    )
+}
+
+#[test]
+fn sizes_learning_rates_and_seeds_multiply() {
+    let method = "[[method]]\nkind = \"lora\"\nrank = [1, 8]\nlearning_rate = [1e-3, 3e-3]";
+    let trials = expanded(method).unwrap();
+    assert_eq!(trials.len(), 8);
+    assert_eq!(trials[0].id, "lora-r1--lr1e-3--s1");
+    assert_eq!(trials[7].label, "LoRA r8");
+    let hashes: HashSet<_> = trials.iter().map(|t| &t.hash).collect();
+    assert_eq!(hashes.len(), 8);
+}
+
+#[test]
+fn the_same_study_expands_to_the_same_hashes() {
+    let method = "[[method]]\nkind = \"houlsby\"\nbottleneck = 4";
+    assert_eq!(
+        expanded(method).unwrap()[0].hash,
+        expanded(method).unwrap()[0].hash
+    );
+}
+
+#[test]
+fn storage_is_an_axis_beside_the_method() {
+    let method =
+        "[[method]]\nkind = \"pfeiffer\"\nbottleneck = 4\nstorage = \"nf4\"\nblock_size = 128";
+    let trial = &expanded(method).unwrap()[0];
+    assert_eq!(trial.storage, StorageSpec::Nf4(Nf4::new(128, true)));
+    assert_eq!(trial.label, "Pfeiffer nf4+dq 4");
+}
+
+#[test]
+fn every_storage_is_chosen_by_its_name_and_says_so_in_the_label() {
+    let rows = [
+        ("f32", StorageSpec::F32, ""),
+        ("fp4", StorageSpec::Fp4(Fp4::new(32, false)), "fp4"),
+        ("int8", StorageSpec::Int8(Int8 {}), "int8"),
+    ];
+    for (name, storage, label) in rows {
+        let keys = match name {
+            "fp4" => "block_size = 32\ndouble_quant = false",
+            _ => "",
+        };
+        let method = format!("[[method]]\nkind = \"lora\"\nrank = 2\nstorage = \"{name}\"\n{keys}");
+        let trial = &expanded(&method).unwrap()[0];
+        assert_eq!(trial.storage, storage);
+        assert!(trial.label.contains(label), "{}", trial.label);
+    }
+    let blocks = "[[method]]\nkind = \"lora\"\nstorage = \"int8\"\nblock_size = 64";
+    let error = expanded(blocks).unwrap_err().to_string();
+    assert!(error.contains("unknown field `block_size`"), "{error}");
+}
+
+#[test]
+fn a_misspelt_key_of_a_method_names_the_row_and_the_nearest_key() {
+    let error = expanded("[[method]]\nkind = \"lora\"\nrnak = 8")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("method 1") && error.contains("did you mean `rank`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn records_name_a_model_of_the_hub_and_no_folder() {
+    let registry = Registry::builtin();
+    let mut trial = expanded("[[method]]\nkind = \"lora\"").unwrap().remove(0);
+    assert_eq!(trial.info(&registry).unwrap().config.get("model"), None);
+    trial.model = format!("hf://org/model@{}", "0a".repeat(20));
+    let info = trial.info(&registry).unwrap();
+    assert_eq!(info.config["model"], trial.model);
+}
+
+#[test]
+fn two_rows_of_one_name_are_refused() {
+    let row = "[[method]]\nkind = \"lora\"\nrank = 8\n";
+    let error = expanded(&row.repeat(2)).unwrap_err().to_string();
+    assert!(error.contains("second named `LoRA r8`"), "{error}");
+}

@@ -1,0 +1,73 @@
+//! Adapter+: one bottleneck behind every layer, with a trained factor for each feature.
+//!
+//! Paper: Steitz and Roth 2024, "Adapters Strike Back", arXiv 2406.06820.
+//! Seam: the whole layer. `h' = h + scaling * up(f(down(h)))` on the layer's output `h`, normalised
+//! in post-norm models; AdapterHub's `adapter_plus`, with its stochastic depth while training.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use peft_core::{Activation, MethodInfo, Pass, Role, Start, Sublayer, Tap, TapSlot};
+
+use crate::adapter::{Adapter, Kind};
+use crate::bottleneck::{AdapterInit, Bottleneck, LearnedScaling, Scaling};
+
+/// Configuration of Adapter+, `kind = "adapter_plus"`.
+pub type AdapterPlus = Adapter<AdapterPlusKind>;
+
+/// Where Adapter+ has its bottlenecks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterPlusKind;
+
+impl Kind for AdapterPlusKind {
+    const INFO: MethodInfo = MethodInfo {
+        kind: "adapter_plus",
+        name: "Adapter+",
+        paper: "Steitz and Roth 2024, arXiv 2406.06820",
+        seam: "whole layer",
+        formula: "2 m d + 2 d + m per layer",
+        start: Start::Near(0.05),
+        mergeable: false,
+        size_key: Some("bottleneck"),
+    };
+    const ROLES: &'static [Role] = &[Role::AfterLayer];
+    const PARALLEL: bool = false;
+    const READS_SUM: bool = true;
+    const REDUCTION_FACTOR: usize = 96;
+    const NON_LINEARITY: Activation = Activation::Gelu;
+    const SCALING: Scaling = Scaling::Learned(LearnedScaling::Channel);
+    const INIT: AdapterInit = AdapterInit::Houlsby;
+    const STOCHASTIC_DEPTH: f64 = 0.1;
+
+    fn slot(adapter: Bottleneck) -> TapSlot {
+        TapSlot::new(LayerAdapter { adapter })
+    }
+}
+
+/// An adapter behind a whole layer.
+#[derive(Module, Debug)]
+pub struct LayerAdapter {
+    adapter: Bottleneck,
+}
+
+impl Tap for LayerAdapter {
+    fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
+        let h = sublayer.output;
+        self.adapter.add_to(h.clone(), h)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    peft_core::contract_tests!(AdapterPlus);
+
+    #[test]
+    fn defaults_are_those_of_adapterhub() {
+        let saved = serde_json::to_value(AdapterPlus::default()).unwrap();
+        let expected =
+            serde_json::json!({"non_linearity": "gelu", "dropout": 0.0, "init": "houlsby"});
+        assert_eq!(saved, expected);
+        assert_eq!(AdapterPlus::default().width(0, 768).unwrap(), 8);
+    }
+}

@@ -1,0 +1,110 @@
+//! SSF: a trained factor and a trained shift on every output of a linear layer.
+//!
+//! Paper: Lian et al. 2022, "Scaling & Shifting Your Features: A New Baseline for Efficient Model
+//! Tuning", arXiv 2210.08823.
+//! Seam: linear layers. `y = (x W + b) * scale + shift`. Starts at factors of one and shifts of zero,
+//! so that the model is the base's until training moves them.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    CoreError, Dense, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj, Projection,
+    Site, Start, Targets,
+};
+use serde::{Deserialize, Serialize};
+
+/// Configuration of SSF, `kind = "ssf"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ssf {
+    /// Which linear layers; query and value (or the fused projection) where none are named.
+    pub targets: Targets,
+}
+
+impl MethodConfig for Ssf {
+    const INFO: MethodInfo = MethodInfo {
+        kind: "ssf",
+        name: "SSF",
+        paper: "Lian et al. 2022, arXiv 2210.08823",
+        seam: "linear layers",
+        formula: "2 out per target",
+        start: Start::Identity,
+        mergeable: true,
+        size_key: None,
+    };
+
+    fn examples() -> Vec<Self> {
+        let targets = Targets::all_linear();
+        vec![Self { targets }]
+    }
+}
+
+impl Method for Ssf {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        self.targets.select(&geometry.sites).map(|_| ())
+    }
+
+    fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
+        if !self.targets.contains(site) {
+            return base;
+        }
+        Proj::new(SsfLinear {
+            scale: Param::from_tensor(init.full([site.d_out], 1.0)),
+            shift: Param::from_tensor(init.zeros([site.d_out])),
+            base,
+        })
+    }
+
+    fn parameters(&self, geometry: &Geometry) -> usize {
+        let sites = geometry.sites.iter();
+        let targets = sites.filter(|site| self.targets.contains(site));
+        targets.map(|site| 2 * site.d_out).sum()
+    }
+}
+
+/// A linear layer whose outputs are scaled and shifted.
+#[derive(Module, Debug)]
+pub struct SsfLinear {
+    base: Proj,
+    /// `[d_out]`
+    scale: Param<Tensor<1>>,
+    /// `[d_out]`
+    shift: Param<Tensor<1>>,
+}
+
+impl Projection for SsfLinear {
+    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let y = self.base.forward(x, pass);
+        y * self.scale.val().unsqueeze() + self.shift.val().unsqueeze()
+    }
+
+    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
+        self.base.weight(pass) * self.scale.val().unsqueeze()
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        let shift = self.shift.val();
+        Some(match self.base.bias() {
+            Some(bias) => bias * self.scale.val() + shift,
+            None => shift,
+        })
+    }
+
+    fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
+        Some(Dense::new(self.weight(pass), self.bias()))
+    }
+
+    fn dims(&self) -> (usize, usize) {
+        self.base.dims()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The whole contract, on two backends: starts where `INFO.start` says, trains what it declares
+    // and as many values as its formula says, merges without changing the output, is restored from
+    // its own tensors, learns, and refuses targets and keys that do not exist.
+    peft_core::contract_tests!(Ssf);
+}
