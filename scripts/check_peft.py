@@ -67,6 +67,16 @@ BOTTLENECK = [
     ("parallel", 'kind = "parallel"\nbottleneck = 5'),
     ("parallel, learned scaling", 'kind = "parallel"\nreduction_factor = 4\nscaling = "learned"'),
     ("houlsby, factors by layer", 'kind = "houlsby"\nreduction_factor = { "1" = 8, default = 2 }\nleave_out = [0]'),
+    ("mam", 'kind = "mam"\nprefix = { num_virtual_tokens = 3, prefix_projection = true, encoder_hidden_size = 8 }\n'
+            'adapter = { bottleneck = 5 }'),
+]
+SEQ, DOUBLE = 'kind = "pfeiffer"\nbottleneck = 5', 'kind = "houlsby"\nbottleneck = 4'
+COMPOSED = [  # two adapters, trained one by one, and the method that is made of them
+    ("fusion of pfeiffer", (SEQ, SEQ), 'kind = "fusion"\nadapters = ["{0}", "{1}"]'),
+    ("fusion of houlsby", (DOUBLE, DOUBLE), 'kind = "fusion"\nadapters = ["{0}", "{1}"]\nquery_before_ln = true'),
+    ("static fusion", (SEQ, SEQ), 'kind = "fusion"\nadapters = ["{0}", "{1}"]\nvalue = false\nregularization = false'),
+    ("stack on a frozen adapter", (DOUBLE,),
+     'kind = "stack"\nparts = [{{ adapter = "{0}" }}, {{ kind = "pfeiffer", bottleneck = 3 }}]'),
 ]
 HUB_BASES = ["gpt2", "bert", "roberta"]
 TRAIN = {"gpt2": "gpt2-lora", "llama": "gpt2-lora", "bert": "bert-lora", "roberta": "bert-lora"}
@@ -80,7 +90,23 @@ def run(binary, *args):
 
 def load(folder, kind):
     causal = kind in ("gpt2", "llama")
-    return (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(folder).eval()
+    cls = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    # With its default attention AdapterHub masks GPT-2's prefixes out.
+    return cls.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def train(binary, kind, method, out, *args):
+    base, batches = CASES / "base" / kind, CASES / "train" / TRAIN[kind] / "batches.safetensors"
+    run(binary, "train", "--model", base, "--batches", batches, "--method", method, "--learning-rate", "0.02",
+        "--out", out, *args)
+
+
+def with_parts(binary, kind, parts, method, folder):
+    """The method with the folders of its parts, which are trained here."""
+    folders = [folder / f"part_{number}" for number in range(len(parts))]
+    for seed, (part, out) in enumerate(zip(parts, folders), 2):
+        train(binary, kind, part, out, "--seed", seed)
+    return method.format(*folders)
 
 
 def logits(model, kind):
@@ -95,8 +121,7 @@ def difference(a, b):
 def check(binary, kind, method, to, folder):
     """Largest differences of the adapter in the library and of the merged model."""
     base, native = CASES / "base" / kind, folder / "native"
-    batches = CASES / "train" / TRAIN[kind] / "batches.safetensors"
-    run(binary, "train", "--model", base, "--batches", batches, "--method", method, "--learning-rate", "0.02", "--out", native)
+    train(binary, kind, method, native)
     run(binary, "convert", "--model", base, "--adapter", native, "--to", to, "--out", folder / to, "--name", "mine")
     run(binary, "logits", "--model", base, "--adapter", native, "--inputs", base / "inputs.safetensors", "--out", folder / "out.safetensors")
     ours = load_file(folder / "out.safetensors")["logits"]
@@ -106,8 +131,11 @@ def check(binary, kind, method, to, folder):
         model = peft.PeftModel.from_pretrained(model, folder / to).eval()
     else:
         adapters.init(model)
-        name = model.load_adapter(str(folder / to), use_safetensors=True)
-        model.set_active_adapters(name)
+        if (folder / to / "adapter_setup.json").exists():
+            model.load_adapter_setup(str(folder / to), set_active=True, use_safetensors=True)
+        else:
+            name = model.load_adapter(str(folder / to), use_safetensors=True)
+            model.set_active_adapters(name)
         model.eval()
     text = ours if ours.dim() == 2 else ours[:, -plain.shape[1]:]  # virtual tokens have logits too
     assert difference(plain, text) > 1e-2, "the adapter does nothing: the check would prove nothing"
@@ -125,17 +153,23 @@ def merged(binary, kind, ours, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=ROOT / "target/release/peft-bench")
+    parser.add_argument("--only", help="only the methods whose names contain this")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     print(f"peft {peft.__version__}, adapters {adapters.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
     print(f"{'base':8} {'method':28} {'format':11} {'logits differ by':>17} {'merged':>9}")
-    plan = [(kind, method, "peft") for kind in ("gpt2", "bert", "roberta", "llama") for method in LINEAR
+    plan = [(kind, (*method, ()), "peft") for kind in ("gpt2", "bert", "roberta", "llama") for method in LINEAR
             if (kind, method[0]) != ("roberta", "prefix")]  # PEFT 0.21.2 fails on it by itself
-    plan += [(kind, method, "peft") for kind in ("bert", "roberta", "llama") for method in NOT_GPT2]
-    plan += [(kind, method, "adapterhub") for kind in HUB_BASES for method in BOTTLENECK]
+    plan += [(kind, (*method, ()), "peft") for kind in ("bert", "roberta", "llama") for method in NOT_GPT2]
+    plan += [(kind, (*method, ()), "adapterhub") for kind in HUB_BASES for method in BOTTLENECK]
+    plan += [(kind, (name, method, parts), "adapterhub") for kind in HUB_BASES for name, parts, method in COMPOSED]
     worst = 0.0
-    for kind, (name, method), to in plan:
+    for kind, (name, method, parts), to in plan:
+        if args.only and args.only not in name:
+            continue
         with tempfile.TemporaryDirectory() as folder:
+            if parts:
+                method = with_parts(args.binary, kind, parts, method, Path(folder))
             error, ours = check(args.binary, kind, method, to, Path(folder))
             plain = merged(args.binary, kind, ours, Path(folder))
         worst = max(worst, error, plain or 0.0)

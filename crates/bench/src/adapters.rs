@@ -10,8 +10,9 @@ use models::{Loaded, Model};
 use peft_core::{Adapted, Init, blend, pack};
 use serde_json::Value;
 
-use crate::adapter::{self, Opened};
+use crate::adapter::{self, Card, Opened};
 use crate::hub::{Kind, RepoId};
+use crate::parts;
 use crate::registry::Registry;
 use crate::source;
 use crate::storage::StorageSpec;
@@ -80,6 +81,13 @@ fn last_part(folder: &Path) -> Result<String> {
     Ok(name.into())
 }
 
+/// The model with one adapter.
+struct Set {
+    name: String,
+    card: Card,
+    model: Adapted<Model>,
+}
+
 /// A base model and what it becomes with each of several adapters. All share the base's tensors,
 /// so that an adapter costs the memory of its own ones, and using another costs nothing. An
 /// adapter that says how its base is stored brings a packed copy of it, unless the base is packed so.
@@ -87,7 +95,7 @@ pub struct Adapters {
     base: Model,
     config: Value,
     bare: Adapted<Model>,
-    sets: Vec<(String, Adapted<Model>)>,
+    sets: Vec<Set>,
     classes: Option<usize>,
     new_layers: Vec<String>,
     training: Device,
@@ -143,20 +151,48 @@ impl Adapters {
     }
 
     /// The adapters as one, each with its weight.
-    fn blended(mut self, adapters: &[AdapterArg]) -> Result<Self> {
+    fn blended(self, adapters: &[AdapterArg]) -> Result<Self> {
         let mut parts = Vec::new();
-        for (arg, (name, adapted)) in adapters.iter().zip(self.sets.drain(..)) {
+        for (arg, set) in adapters.iter().zip(&self.sets) {
             let weight = arg.weight.with_context(|| {
+                let name = &set.name;
                 format!(
                     "`{name}` has no weight; give `--adapter {name}=WEIGHT` for all or for none"
                 )
             })?;
-            parts.push((weight, adapted));
+            parts.push((weight, set.model.clone()));
         }
-        let names: Vec<&str> = adapters.iter().map(|arg| arg.name.as_str()).collect();
+        let model = blend(self.base.valid(), parts)?;
+        Ok(self.joined(model))
+    }
+
+    /// The adapters as one method that is made of them: `composition` is its kind (`stack`) or its
+    /// keys as inline TOML, the parts left out.
+    ///
+    /// # Errors
+    /// If it is no such method, has parameters of its own, or the adapters do not go together.
+    pub fn composed(self, composition: &str, registry: &Registry) -> Result<Self> {
+        let parts = self.sets.iter().map(|set| (&set.card, &set.model));
+        let parts: Vec<_> = parts.collect();
+        let place = || {
+            let names: Vec<_> = self.names().collect();
+            let names = names.join("`, `");
+            format!("cannot compose `{names}` by `{composition}`")
+        };
+        let model = parts::composed(composition, &parts, &self.base, registry);
+        let model = model.with_context(place)?;
+        Ok(self.joined(model))
+    }
+
+    /// One model in place of all adapters, called after them.
+    fn joined(mut self, model: Adapted<Model>) -> Self {
+        let names: Vec<&str> = self.names().collect();
         let name = names.join("+");
-        self.sets = vec![(name, blend(self.base.valid(), parts)?)];
-        Ok(self)
+        self.sets.truncate(1);
+        for set in &mut self.sets {
+            (set.name, set.model) = (name.clone(), model.clone());
+        }
+        self
     }
 
     /// Loads another adapter beside those there are.
@@ -184,7 +220,11 @@ impl Adapters {
         let fitted = opened
             .fit(self.base.clone(), &StorageSpec::F32, registry, init)
             .with_context(at)?;
-        self.sets.push((name.clone(), fitted.model.valid()));
+        self.sets.push(Set {
+            name: name.clone(),
+            card: fitted.card,
+            model: fitted.model.valid(),
+        });
         Ok(())
     }
 
@@ -193,9 +233,9 @@ impl Adapters {
     /// # Errors
     /// If there is none of the name.
     pub fn get(&self, name: &str) -> Result<&Adapted<Model>> {
-        let own = self.sets.iter().find(|(known, _)| known == name);
+        let own = self.sets.iter().find(|set| set.name == name);
         match own {
-            Some((_, adapted)) => Ok(adapted),
+            Some(set) => Ok(&set.model),
             None if name == BASE => Ok(&self.bare),
             None => bail!("no adapter is called `{name}`; there are {}", self.list()),
         }
@@ -209,14 +249,14 @@ impl Adapters {
         match (wanted, &self.sets[..]) {
             (Some(name), _) => self.get(name).map(|_| name),
             (None, []) => Ok(BASE),
-            (None, [(only, _)]) => Ok(only),
+            (None, [only]) => Ok(&only.name),
             (None, _) => bail!("several adapters are loaded; choose one of {}", self.list()),
         }
     }
 
     /// The names of all adapters, in the order they were loaded.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.sets.iter().map(|(name, _)| name.as_str())
+        self.sets.iter().map(|set| set.name.as_str())
     }
 
     /// All names that [`Adapters::get`] takes, for people.
@@ -240,7 +280,7 @@ impl Adapters {
 
     /// The model with the adapter loaded last, or bare; everything else is dropped.
     pub fn into_last(mut self) -> Adapted<Model> {
-        self.sets.pop().map_or(self.bare, |(_, adapted)| adapted)
+        self.sets.pop().map_or(self.bare, |set| set.model)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
 use crate::trial::Trial;
-use crate::{adapter, environment, memory, source};
+use crate::{adapter, environment, memory, parts, source};
 
 /// Runs trials; a sweep does not care how.
 pub trait Executor {
@@ -177,6 +177,7 @@ pub fn run(
     let base = loaded.model.geometry();
     layer_drop::check_on(&trial.train, base.layers).map_err(Error::msg)?;
     let packing = source::packing(&loaded.model);
+    parts::bring(&*method, &loaded.model, &training)?;
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
     let positions = model.host.max_length();

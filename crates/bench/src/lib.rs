@@ -24,6 +24,7 @@ pub mod hub;
 pub mod layer_drop;
 pub mod memory;
 pub mod mixture;
+pub mod parts;
 mod plain;
 pub mod plan;
 pub mod pretrain;

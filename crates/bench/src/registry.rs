@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use peft_core::{CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo};
+use peft_core::{Assembler, CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo};
 use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
@@ -19,6 +19,7 @@ macro_rules! with_methods {
             peft_adapter::Houlsby,
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
+            peft_adapter::Mam,
             peft_adapter::AdapterPlus,
             peft_adapter::Compacter,
             peft_adapter::CompacterPlus,
@@ -35,6 +36,11 @@ macro_rules! with_methods {
             peft_adapter::BitFit,
             peft_adapter::LnTuning,
             peft_adapter::TopLayers,
+            peft_adapter::Fusion,
+            peft_adapter::Stack,
+            peft_adapter::Average,
+            peft_adapter::Split,
+            peft_adapter::BatchSplit,
             peft_lora::Lora,
             peft_lora::LoraFa,
             peft_lora::LoraPlus,
@@ -80,23 +86,52 @@ macro_rules! registry {
 pub struct Entry {
     /// The method's description.
     pub info: MethodInfo,
-    parse: fn(Value) -> Result<Arc<dyn Method>, serde_json::Error>,
+    parse: fn(Value, &dyn Assembler) -> Result<Parsed, String>,
     example: fn() -> Value,
     from_peft: Reader,
     from_adapter_hub: Reader,
 }
 
+/// A configuration in full, and the method of it.
+type Parsed = (Value, Arc<dyn Method>);
+
 /// A method's reader of a foreign configuration: none where it describes another method.
-type Reader = fn(&mut Fields, &Geometry) -> Result<Option<Read>, CoreError>;
+type Reader = fn(&mut Fields, &Geometry, &dyn Assembler) -> Result<Option<Read>, CoreError>;
 
 /// A kind, its configuration, and the method of it.
 type Read = (String, Value, Arc<dyn Method>);
 
 /// A configuration that was read, as the registry hands it on.
-fn read<M: MethodConfig>(config: Option<M>) -> Option<Read> {
-    let config = config?;
-    let value = serde_json::to_value(&config).expect("configurations serialise");
-    Some((M::INFO.kind.into(), value, Arc::new(config)))
+fn read<M: MethodConfig>(
+    config: Option<M>,
+    assembler: &dyn Assembler,
+) -> Result<Option<Read>, CoreError> {
+    let Some(config) = config else {
+        return Ok(None);
+    };
+    let config = config.assemble(assembler)?;
+    Ok(Some((M::INFO.kind.into(), json(&config), Arc::new(config))))
+}
+
+fn json<M: MethodConfig>(config: &M) -> Value {
+    serde_json::to_value(config).expect("configurations serialise")
+}
+
+/// The method of a configuration, and the configuration with its parts, if it has any, in full.
+fn parse<M: MethodConfig>(value: Value, assembler: &dyn Assembler) -> Result<Parsed, String> {
+    let refused = |value| {
+        serde_json::from_value::<M>(value)
+            .err()
+            .map(|e| e.to_string())
+    };
+    let config = serde_json::from_value::<M>(value.clone());
+    let config = config.map_err(|error| plain::said(&error.to_string(), &value, &refused))?;
+    let config = config.assemble(assembler).map_err(|e| e.to_string())?;
+    let value = match config.parts() {
+        [] => value,
+        _ => json(&config),
+    };
+    Ok((value, Arc::new(config)))
 }
 
 impl Entry {
@@ -104,15 +139,17 @@ impl Entry {
     pub fn of<M: MethodConfig>() -> Self {
         Self {
             info: M::INFO,
-            parse: |value| Ok(Arc::new(serde_json::from_value::<M>(value)?)),
-            from_peft: |fields, geometry| Ok(read(M::from_peft(fields, geometry)?)),
-            from_adapter_hub: |fields, geometry| Ok(read(M::from_adapter_hub(fields, geometry)?)),
+            parse: parse::<M>,
+            from_peft: |fields, geometry, parts| read(M::from_peft(fields, geometry)?, parts),
+            from_adapter_hub: |fields, geometry, parts| {
+                read(M::from_adapter_hub(fields, geometry)?, parts)
+            },
             example: || {
                 let example = M::examples()
                     .into_iter()
                     .next()
                     .expect("at least one example");
-                serde_json::to_value(example).expect("configurations serialise")
+                json(&example)
             },
         }
     }
@@ -179,12 +216,23 @@ impl Registry {
     /// # Errors
     /// If the kind is unknown, or a key or value of the configuration is.
     pub fn parse(&self, kind: &str, config: &Value) -> Result<Arc<dyn Method>, BenchError> {
+        self.resolve(kind, config).map(|(_, method)| method)
+    }
+
+    /// The same with the configuration in full: of a part that is the folder of an adapter, it says
+    /// what the folder holds.
+    ///
+    /// # Errors
+    /// As [`Registry::parse`].
+    pub fn resolve(
+        &self,
+        kind: &str,
+        config: &Value,
+    ) -> Result<(Value, Arc<dyn Method>), BenchError> {
         let entry = self.entry(kind)?;
-        (entry.parse)(config.clone()).map_err(|error| BenchError::Method {
+        (entry.parse)(config.clone(), self).map_err(|reason| BenchError::Method {
             place: format!("`{kind}`"),
-            reason: plain::said(&error.to_string(), config, &|value| {
-                (entry.parse)(value).err().map(|error| error.to_string())
-            }),
+            reason,
         })
     }
 
@@ -237,7 +285,7 @@ impl Registry {
     ) -> Result<Option<Read>> {
         for entry in &self.0 {
             let mut fields = fields.clone();
-            if let Some(read) = reader(entry)(&mut fields, geometry)? {
+            if let Some(read) = reader(entry)(&mut fields, geometry, self)? {
                 fields.ignore(harmless);
                 fields.finish()?;
                 return Ok(Some(read));

@@ -205,7 +205,7 @@ pub struct MethodRow {
     pub epochs: Option<usize>,
     /// The method's keys. The key of its size (`rank`, `bottleneck`) may hold a list.
     #[serde(flatten)]
-    pub config: BTreeMap<String, serde_json::Value>,
+    pub config: serde_json::Map<String, serde_json::Value>,
 }
 
 impl MethodRow {
@@ -247,6 +247,15 @@ impl Study {
         match of_the_hub {
             Some(id) => study.model = id.to_string(),
             None => resolve(&mut study.model)?,
+        }
+        for row in &mut study.method {
+            crate::parts::each_folder(&mut row.config, &mut |folder| match RepoId::of(Path::new(
+                folder,
+            )) {
+                Ok(None) => resolve(folder),
+                Ok(Some(_)) => Ok(()),
+                Err(e) => Err(error(e.to_string())),
+            })?;
         }
         for task in study.task.members_mut() {
             for path in task.paths_mut() {

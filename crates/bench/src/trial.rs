@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::BenchError;
 use crate::hub::RepoId;
+use crate::parts;
 use crate::registry::Registry;
 use crate::source::hex;
 pub use crate::storage::StorageSpec;
@@ -202,7 +203,7 @@ fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized
         reason,
     };
     let info = registry.entry(&row.kind)?.info;
-    let mut config: serde_json::Map<String, Value> = row.config.clone().into_iter().collect();
+    let mut config = row.config.clone();
     let storage = row.storage.as_deref().unwrap_or("f32");
     let storage = StorageSpec::take(storage, &mut config).map_err(at)?;
     let swept = info
@@ -220,11 +221,12 @@ fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized
                 config.insert((*key).to_string(), value.clone());
             }
             let config = Value::Object(config.clone());
-            let method = registry.parse(&row.kind, &config).map_err(|e| match e {
+            let resolved = registry.resolve(&row.kind, &config).map_err(|e| match e {
                 // The place in the file says more than the kind.
                 BenchError::Method { reason, .. } => at(reason),
                 other => other,
-            })?;
+            });
+            let (config, method) = resolved?;
             let size = method.size().zip(info.size_key);
             let size = size.map(|(value, name)| Size {
                 name: name.into(),
@@ -291,9 +293,11 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     if let Some(Value::Object(tasks)) = task.get_mut("tasks") {
         tasks.values_mut().for_each(forget_paths);
     }
+    let mut config = trial.config.clone();
+    parts::forget_folders(&mut config);
     let decisive = serde_json::json!({
         "generation": GENERATION, "sources": sources, "task": task, "train": trial.train,
-        "kind": trial.kind, "config": trial.config, "storage": trial.storage,
+        "kind": trial.kind, "config": config, "storage": trial.storage,
         "learning_rate": trial.learning_rate, "seed": trial.seed, "samples": trial.samples,
         "device": trial.device,
     });

@@ -20,7 +20,7 @@ fn case(path: &str) -> PathBuf {
 }
 
 /// Adapter folders with the bases they are for.
-const ADAPTERS: [(&str, &str); 15] = [
+const ADAPTERS: [(&str, &str); 18] = [
     ("peft/gpt2-lora_patterns/adapter", "base/gpt2"),
     ("peft/gpt2-vera/adapter", "base/gpt2"),
     ("peft/gpt2-prefix_tuning/adapter", "base/gpt2"),
@@ -36,6 +36,9 @@ const ADAPTERS: [(&str, &str); 15] = [
     ("peft/gpt2-pissa/adapter", "base/gpt2"),
     ("peft/bert-randlora/adapter", "base/bert"),
     ("peft/bert-vb_lora/adapter", "base/bert"),
+    ("adapterhub/bert-fusion/adapter", "base/bert"),
+    ("adapterhub/bert-stack/adapter_bin", "base/bert"),
+    ("adapterhub/gpt2-mam/adapter_bin", "base/gpt2"),
 ];
 
 fn init() -> Init {
@@ -58,6 +61,11 @@ fn copy(from: &Path, to: &Path) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(from).unwrap() {
         let source = entry.unwrap().path();
         let target = to.join(source.file_name().unwrap());
+        if source.is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            files.extend(copy(&source, &target));
+            continue;
+        }
         std::fs::copy(&source, &target).unwrap();
         files.push(target);
     }

@@ -224,6 +224,7 @@ mod tests {
             key_mask: None,
             spec,
             keys_and_values: &|x| (x.clone().mul_scalar(2.0), x.neg()),
+            texts: None,
         };
         let text = heads.clone().attend();
         let prompt = layer.prompt.val().unsqueeze::<3>();

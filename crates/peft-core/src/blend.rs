@@ -6,14 +6,19 @@
 //! virtual tokens as if those of the base were zero.
 
 mod seams;
+mod weight;
 
 use std::collections::{HashMap, VecDeque};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
-use self::seams::{BlendAttend, BlendEnds, BlendLinear, BlendLookup, BlendTap, Weighted};
+pub(crate) use self::seams::{
+    BlendAttend, BlendEnds, BlendLinear, BlendLookup, BlendTap, Weighted,
+};
+pub use self::weight::Weight;
 use crate::attend::AttendSlot;
+use crate::compose::SharedParts;
 use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, Surgeon};
@@ -44,6 +49,8 @@ pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapte
             return Err(CoreError::bad_value("position offset", found, expected));
         }
     }
+    let shared = adapted.iter().map(|(_, part)| part.shared.clone());
+    let shared = SharedParts::new(shared.collect());
     let mut blender = Blender {
         parts: adapted.iter().map(Part::of).collect(),
     };
@@ -52,7 +59,7 @@ pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapte
     let host = base.map(&mut Shift(shifts)).rebuild(&mut blender);
     Ok(Adapted {
         host,
-        shared: None,
+        shared: Some(SharedSlot::new(shared)),
         position_offset,
     })
 }
@@ -143,15 +150,16 @@ struct Blender {
 impl Blender {
     /// One seam of every part that fills it.
     fn seam<S: Module>(&mut self, take: impl Fn(&mut Part) -> Option<S>) -> Vec<Weighted<S>> {
-        let filled = |part: &mut Part| {
+        let filled = |(index, part): (usize, &mut Part)| {
             let module = take(part)?;
             Some(Weighted {
-                weight: part.weight,
+                weight: Weight::Fixed(part.weight),
+                index,
                 module,
-                shared: part.shared.clone(),
             })
         };
-        self.parts.iter_mut().filter_map(filled).collect()
+        let parts = self.parts.iter_mut().enumerate();
+        parts.filter_map(filled).collect()
     }
 }
 

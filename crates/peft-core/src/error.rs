@@ -24,6 +24,17 @@ pub enum CoreError {
         /// What would be accepted.
         expected: String,
     },
+    /// A part of a composition that cannot be used.
+    #[error("`parts[{index}]`: {reason}")]
+    Part {
+        /// Its place among the parts, from 0.
+        index: usize,
+        /// What is wrong with it.
+        reason: Box<CoreError>,
+    },
+    /// What the harness found wrong, in its words.
+    #[error("{0}")]
+    Told(String),
     /// The model offers no place for this method.
     #[error("{method} needs {needs}, which this model does not have")]
     NoSeam {
@@ -74,6 +85,12 @@ impl CoreError {
             found: found.to_string(),
             expected: expected.into(),
         }
+    }
+
+    /// What is wrong with the part at this place of a composition.
+    pub fn part(index: usize, reason: CoreError) -> Self {
+        let reason = Box::new(reason);
+        Self::Part { index, reason }
     }
 
     /// An I/O error on `file`.

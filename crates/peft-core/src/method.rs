@@ -5,6 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use burn::tensor::Tensor;
 
 use crate::attend::AttendSlot;
+use crate::compose::{Assembler, Part};
 use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::exchange::{Fields, Foreign};
@@ -29,6 +30,11 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// Names the key, what was found and what is allowed.
     fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
         Ok(())
+    }
+
+    /// The methods it is made of; none for a method that stands for itself.
+    fn parts(&self) -> &[Part] {
+        &[]
     }
 
     /// The storage of the frozen weights that this method prescribes, if it does.
@@ -182,6 +188,15 @@ pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static 
 
     /// Configurations the contract suite runs, at least one; small sizes.
     fn examples() -> Vec<Self>;
+
+    /// Gives the parts of a method that is made of others their methods, which its configuration
+    /// names by their kinds.
+    ///
+    /// # Errors
+    /// If a part is of no kind, or its configuration is not accepted; the error names the part.
+    fn assemble(self, _assembler: &dyn Assembler) -> Result<Self, CoreError> {
+        Ok(self)
+    }
 
     /// Reads the fields of an HF PEFT configuration; none where they describe another method.
     ///

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use burn::module::{Module, ParamId};
 use burn::tensor::{Device, Int, Tensor};
 
+use crate::compose::SharedParts;
 use crate::erased::{DynModule, Holder};
 use crate::memory::Memory;
 use crate::projection::short_type_name;
@@ -41,6 +42,8 @@ pub struct Pass<'a> {
     /// What is added to every token's position; see [`Method::position_offset`](crate::Method).
     pub position_offset: usize,
     shared: Option<&'a SharedSlot>,
+    /// The pass of the whole, in one that a part of it sees.
+    outer: Option<&'a Pass<'a>>,
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
     memory: Option<Memory>,
@@ -79,20 +82,35 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub(crate) fn memory(&self) -> Option<Memory> {
-        self.memory.clone()
-    }
-
     /// The same pass through another copy of the model, which has this shared state: for layers
     /// that are computed a second time. Losses start anew.
     pub fn again<'b>(&self, shared: Option<&'b SharedSlot>) -> Pass<'b> {
         Pass {
             position_offset: self.position_offset,
             shared,
+            outer: None,
             losses: RefCell::default(),
             text: self.text.clone(),
             memory: self.memory.clone(),
         }
+    }
+
+    /// The pass as a part of a composition sees it: with the state that this part's layers share.
+    /// Losses go to the whole.
+    pub fn part(&self, index: usize) -> Pass<'_> {
+        let parts = self.shared.and_then(|slot| slot.0.as_any().downcast_ref());
+        Pass {
+            position_offset: self.position_offset,
+            shared: parts.and_then(|parts: &SharedParts| parts.of_part(index)),
+            outer: Some(self),
+            memory: self.memory.clone(),
+            ..Pass::default()
+        }
+    }
+
+    /// The pass of the whole, for what a part stands on.
+    pub(crate) fn outer(&self) -> &Pass<'_> {
+        self.outer.unwrap_or(self)
     }
 
     /// The state shared across layers.
@@ -107,17 +125,26 @@ impl<'a> Pass<'a> {
 
     /// Tells the layers of the pass what tokens it is about; models do before their first layer.
     pub fn see(&self, text: Text) {
-        self.text.replace(text);
+        match self.outer {
+            Some(outer) => outer.see(text),
+            None => drop(self.text.replace(text)),
+        }
     }
 
     /// What tokens the pass is about.
     pub fn text(&self) -> Text {
-        self.text.borrow().clone()
+        match self.outer {
+            Some(outer) => outer.text(),
+            None => self.text.borrow().clone(),
+        }
     }
 
     /// Adds an auxiliary loss (load balancing, orthogonality), `[1]`, to the training loss.
     pub fn add_loss(&self, loss: Tensor<1>) {
-        self.losses.borrow_mut().push(loss);
+        match self.outer {
+            Some(outer) => outer.add_loss(loss),
+            None => self.losses.borrow_mut().push(loss),
+        }
     }
 
     /// The sum of the auxiliary losses so far, taken out of the pass.

@@ -132,6 +132,13 @@ pub fn float_tensors<M: Module>(module: &M) -> Tensors {
     tensors_of(module, &rows.map(|row| row.id).collect())
 }
 
+/// The values of the floating-point parameters that `wanted` picks. Call it on a module in training
+/// mode.
+pub fn tensors_where<M: Module>(module: &M, wanted: impl Fn(&ParamRow) -> bool) -> Tensors {
+    let rows = parameters(module).into_iter();
+    tensors_of(module, &rows.filter(wanted).map(|row| row.id).collect())
+}
+
 /// The values of these floating-point parameters.
 pub fn tensors_of<M: Module>(module: &M, wanted: &HashSet<ParamId>) -> Tensors {
     struct Collector<'a> {

@@ -14,19 +14,26 @@ use super::{Fitted, Opened, files, fresh};
 use crate::registry::Registry;
 use crate::trial::StorageSpec;
 
-const TENSORS: &str = "adapter.safetensors";
-const PICKLED: &str = "pytorch_adapter.bin";
+pub(super) const TENSORS: &str = "adapter.safetensors";
+pub(super) const PICKLED: &str = "pytorch_adapter.bin";
 const HEAD_CONFIG: &str = "head_config.json";
 const HEAD: &str = "model_head.safetensors";
 const PICKLED_HEAD: &str = "pytorch_model_head.bin";
 /// The release whose fields are written.
-const VERSION: &str = "adapters.1.3.0";
+pub(super) const VERSION: &str = "adapters.1.3.0";
 
 /// Fields of a `config` that say nothing of what is computed.
-const HARMLESS: &[&str] = &["architecture"];
+pub(super) const HARMLESS: &[&str] = &["architecture"];
 
 /// The adapter's tensors and, where there are any, the head's.
 pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
+    let mut tensors = own_tensors(folder)?;
+    tensors.extend(head_tensors(folder)?);
+    Ok(tensors)
+}
+
+/// The adapter's tensors alone.
+pub(super) fn own_tensors(folder: &Path) -> Result<Tensors> {
     let own = files::tensors(folder, TENSORS, PICKLED)?;
     let mut tensors = own.with_context(|| {
         let folder = folder.display();
@@ -34,8 +41,12 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
     })?;
     // A prefix is there once for the model and again below every layer that reads it.
     tensors.retain(|key, _| !key.contains(".prefix_tuning.pool."));
-    tensors.extend(files::tensors(folder, HEAD, PICKLED_HEAD)?.unwrap_or_default());
     Ok(tensors)
+}
+
+/// The head's tensors; none where the folder has no head.
+pub(super) fn head_tensors(folder: &Path) -> Result<Tensors> {
+    Ok(files::tensors(folder, HEAD, PICKLED_HEAD)?.unwrap_or_default())
 }
 
 pub(super) fn fit(
@@ -64,7 +75,8 @@ pub(super) fn fit(
     let method = registry.from_adapter_hub(Fields::new(file, config), &geometry, HARMLESS)?;
     let labels = labels(&opened.folder)?;
     let file = opened.folder.join(TENSORS).display().to_string();
-    let tensors = with_body(opened.tensors, &geometry);
+    let tensors = without_base_head(opened.tensors, &model)?;
+    let tensors = with_body(tensors, &geometry);
     let mut fitted = fresh(method, &tensors, model, storage, init)?;
     fitted.card.labels = labels;
     let rules = rules(&fitted, &fitted.geometry(), &name)?;
@@ -73,8 +85,28 @@ pub(super) fn fit(
     Ok(fitted)
 }
 
+/// The tensors without a language model's head, which AdapterHub saves along though it is the
+/// base's.
+pub(super) fn without_base_head(mut tensors: Tensors, model: &Model) -> Result<Tensors> {
+    let is_head = |key: &String| key.starts_with("lm_head.");
+    let Some(key) = tensors.keys().find(|key| is_head(key)).cloned() else {
+        return Ok(tensors);
+    };
+    let base = model.export();
+    // Where the head is tied, the embedding stands for it.
+    let table = format!("{}.weight", model.geometry().table.path);
+    let own = base.get(&key).or_else(|| base.get(&table));
+    ensure!(
+        own == tensors.get(&key),
+        "`{key}` differs from the base's: a language model's head that was trained along is not \
+         supported"
+    );
+    tensors.retain(|key, _| !is_head(key));
+    Ok(tensors)
+}
+
 /// Keys with the body's prefix, which adapters saved from a bare body lack.
-fn with_body(tensors: Tensors, geometry: &Geometry) -> Tensors {
+pub(super) fn with_body(tensors: Tensors, geometry: &Geometry) -> Tensors {
     let first = geometry.taps.first();
     let Some((body, _)) = first.and_then(|tap| tap.path.split_once('.')) else {
         return tensors;
@@ -88,7 +120,7 @@ fn with_body(tensors: Tensors, geometry: &Geometry) -> Tensors {
 }
 
 /// The class names of the head, in the order of their ids.
-fn labels(folder: &Path) -> Result<Vec<String>> {
+pub(super) fn labels(folder: &Path) -> Result<Vec<String>> {
     let file = folder.join(HEAD_CONFIG);
     if !file.exists() {
         return Ok(Vec::new());
@@ -113,44 +145,60 @@ fn rules(fitted: &Fitted, geometry: &Geometry, name: &str) -> Result<Vec<Rule>> 
         )
     })?;
     let mut rules = own.rules;
-    let heads = geometry.params.iter().filter(|p| p.is_task_head());
-    let head = |name: &String| Rule::as_is(name.clone(), name.clone()).optional();
-    rules.extend(heads.map(|p| head(&p.name)));
+    rules.extend(head_rules(geometry));
     Ok(rules)
 }
 
+/// Every tensor of the head.
+pub(super) fn head_rules(geometry: &Geometry) -> impl Iterator<Item = Rule> {
+    let heads = geometry.params.iter().filter(|p| p.is_task_head());
+    heads.map(|p| Rule::as_is(p.name.clone(), p.name.clone()).optional())
+}
+
 pub(super) fn write(fitted: &Fitted, base: &Value, name: &str, folder: &Path) -> Result<()> {
-    ensure!(
-        !name.is_empty() && !name.contains(['.', ',', '/']),
-        "`{name}` cannot name an adapter: expected letters without `.`, `,` and `/`"
-    );
+    check_name(name)?;
     let geometry = fitted.geometry();
     let rules = rules(fitted, &geometry, name)?;
     let method = &fitted.method;
     let fields = method.adapter_hub(&geometry, name).map(|own| own.fields);
     let theirs = export(&collect(&fitted.model, &rules)?, &rules)?;
-    let is_head = |key: &String| {
-        geometry
-            .params
-            .iter()
-            .any(|p| p.is_task_head() && p.name == *key)
-    };
+    let is_head = |key: &String| head_rules(&geometry).any(|rule| rule.key == *key);
     let (head, adapter): (Tensors, Tensors) = theirs.into_iter().partition(|(key, _)| is_head(key));
 
     let about = about(base, &geometry, name, fields.unwrap_or_default());
     state::save(&adapter, Default::default(), &folder.join(TENSORS))?;
     files::write_json(&folder.join(files::CONFIG), &about)?;
+    write_head(&head, fitted, base, folder)
+}
+
+/// Refuses names that AdapterHub's keys could not hold.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    ensure!(
+        !name.is_empty() && !name.contains(['.', ',', '/']),
+        "`{name}` cannot name an adapter: expected letters without `.`, `,` and `/`"
+    );
+    Ok(())
+}
+
+/// Writes the head, if there is one.
+pub(super) fn write_head(
+    head: &Tensors,
+    fitted: &Fitted,
+    base: &Value,
+    folder: &Path,
+) -> Result<()> {
+    let geometry = fitted.geometry();
     if head.is_empty() {
         return Ok(());
     }
     let classes = geometry.params.iter().rfind(|p| p.is_task_head());
     let classes = classes.and_then(|p| p.shape.last().copied()).unwrap_or(0);
     let about = head_about(base, &geometry, &fitted.card.labels, classes);
-    state::save(&head, Default::default(), &folder.join(HEAD))?;
+    state::save(head, Default::default(), &folder.join(HEAD))?;
     files::write_json(&folder.join(HEAD_CONFIG), &about)
 }
 
-fn about(
+pub(super) fn about(
     base: &Value,
     geometry: &Geometry,
     name: &str,
@@ -180,7 +228,7 @@ fn head_about(
     about
 }
 
-fn common(base: &Value, geometry: &Geometry) -> Map<String, Value> {
+pub(super) fn common(base: &Value, geometry: &Geometry) -> Map<String, Value> {
     let about = json!({
         "hidden_size": geometry.width,
         "model_class": base["architectures"][0],

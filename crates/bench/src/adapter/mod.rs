@@ -7,6 +7,7 @@ mod files;
 mod hub;
 mod native;
 mod peft;
+mod setup;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub fn open(folder: &Path) -> Result<Opened> {
             ),
         };
         (format, config)
+    } else if let Some(setup) = setup::config(folder)? {
+        (Format::AdapterHub, setup)
     } else {
         bail!(
             "`{}` is no adapter folder: it has neither `{}` nor `{}`",
@@ -103,6 +106,7 @@ pub fn open(folder: &Path) -> Result<Opened> {
     let tensors = match format {
         Format::Native => native::tensors(folder)?,
         Format::Peft => peft::tensors(folder)?,
+        Format::AdapterHub if setup::is_one(&config) => setup::tensors(folder, &config)?,
         Format::AdapterHub => hub::tensors(folder)?,
     };
     Ok(Opened {
@@ -111,6 +115,26 @@ pub fn open(folder: &Path) -> Result<Opened> {
         config,
         tensors,
     })
+}
+
+/// Kind and configuration of the adapter in a folder of our own format, and a digest of its files.
+///
+/// # Errors
+/// If it is no such folder.
+pub fn describe(folder: &Path) -> Result<(String, Value, String)> {
+    ensure!(
+        folder.join(native::DESCRIPTION).exists(),
+        "`{}` has no `{}`; {}",
+        folder.display(),
+        native::DESCRIPTION,
+        foreign_part()
+    );
+    native::describe(folder)
+}
+
+/// What to do about a part in a format that does not say alone what it is.
+fn foreign_part() -> &'static str {
+    "a part is an adapter in our own format: `peft-bench convert --to native` makes it one"
 }
 
 impl Opened {
@@ -138,6 +162,21 @@ impl Opened {
         head.and_then(|(_, data)| data.shape().first().copied())
     }
 
+    /// Puts an adapter in our own format into its base, but for the task head it was trained with.
+    ///
+    /// # Errors
+    /// If it is in another format, or its tensors do not fit.
+    pub fn fit_body(
+        self,
+        model: Model,
+        method: &dyn Method,
+        init: &mut Init,
+    ) -> Result<Adapted<Model>> {
+        let place = format!("cannot load the adapter `{}`", self.folder.display());
+        ensure!(self.format == Format::Native, "{place}: {}", foreign_part());
+        native::fit_body(self, model, method, init).context(place)
+    }
+
     /// Puts the adapter into its base; `init` must be on the device of the model. `storage` is how
     /// a foreign adapter's frozen weights are to be stored; our own says it itself.
     ///
@@ -154,6 +193,9 @@ impl Opened {
         let fitted = match self.format {
             Format::Native => native::fit(self, model, registry, init),
             Format::Peft => peft::fit(self, model, storage, registry, init),
+            Format::AdapterHub if setup::is_one(&self.config) => {
+                setup::fit(self, model, storage, registry, init)
+            }
             Format::AdapterHub => hub::fit(self, model, storage, registry, init),
         };
         fitted.context(place)
@@ -193,6 +235,9 @@ impl Fitted {
         match format {
             Format::Native => native::write(&self.model, &self.card, folder),
             Format::Peft => peft::write(self, base, folder),
+            Format::AdapterHub if !self.method.parts().is_empty() => {
+                setup::write(self, base, name, folder)
+            }
             Format::AdapterHub => hub::write(self, base, name, folder),
         }
     }
@@ -216,15 +261,8 @@ fn fresh(
     init: &mut Init,
 ) -> Result<Fitted> {
     let geometry = geometry_for(&model, &*method);
-    method.check(&geometry)?;
-    let asked = method.parameters(&geometry) as u128;
     let values: usize = tensors.values().map(TensorData::num_elements).sum();
-    // Some formats leave out what can be made again; none leaves out the most of it.
-    let most = 64 * values as u128 + geometry.base_parameters() as u128;
-    ensure!(
-        asked <= most,
-        "the configuration describes {asked} parameters, the file holds {values} values"
-    );
+    bounded(&*method, &geometry, values)?;
     let model = adapt(model, &*method, storage.build(), init)?;
     let card = Card {
         kind,
@@ -238,4 +276,21 @@ fn fresh(
         method,
         card,
     })
+}
+
+/// Refuses methods that ask for more parameters than this many values could fill.
+fn bounded(method: &dyn Method, geometry: &Geometry, values: usize) -> Result<()> {
+    // A composition looks at what its parts make, so they come first.
+    for part in method.parts() {
+        bounded(part.method(), geometry, values)?;
+    }
+    method.check(geometry)?;
+    let asked = method.parameters(geometry) as u128;
+    // Some formats leave out what can be made again; none leaves out the most of it.
+    let most = 64 * values as u128 + geometry.base_parameters() as u128;
+    ensure!(
+        asked <= most,
+        "the configuration describes {asked} parameters, the file holds {values} values"
+    );
+    Ok(())
 }

@@ -1,16 +1,18 @@
 //! Our own format: the trained tensors, and what is needed to put them back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use models::Model;
+use peft_core::compose::is_of_a_part;
 use peft_core::state::{self, Tensors};
-use peft_core::{Adapted, Host, Init, adapt};
+use peft_core::{Adapted, CoreError, Host, Init, Method, adapt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use super::{Card, Fitted, Opened};
+use super::{Card, Fitted, Opened, files};
 use crate::registry::Registry;
 use crate::trial::StorageSpec;
 
@@ -55,7 +57,7 @@ pub(super) fn write(model: &Adapted<Model>, card: &Card, folder: &Path) -> Resul
         labels: card.labels.clone(),
         base_parameters: model.host.geometry().base_parameters(),
     };
-    let mut tensors = state::trained_tensors(model);
+    let mut tensors = state::tensors_where(model, |row| row.is_saved() || is_of_a_part(&row.name));
     if card.seed.is_none() {
         let named = |(name, data)| (format!("{SHARED}{name}"), data);
         tensors.extend(state::float_tensors(&model.shared).into_iter().map(named));
@@ -91,14 +93,14 @@ pub(super) fn fit(
         description.base_parameters
     );
     let source = opened.folder.join(TENSORS).display().to_string();
-    let (shared, tensors) = match description.seed {
-        Some(_) => (Tensors::new(), opened.tensors),
-        None => opened
-            .tensors
-            .into_iter()
-            .partition(|(name, _)| name.starts_with(SHARED)),
-    };
-    let (kept, trained) = frozen(&adapted, shared);
+    let keeps_shared = description.seed.is_none();
+    let may_be_frozen = |name: &str| is_of_a_part(name) || keeps_shared && name.starts_with(SHARED);
+    let (other, tensors): (Tensors, Tensors) = opened
+        .tensors
+        .into_iter()
+        .partition(|(name, _)| may_be_frozen(name));
+    let (kept, trained) = frozen(&adapted, other);
+    nothing_missing(&adapted, &kept, &source)?;
     adapted = state::set(adapted, kept, &source)?;
     let tensors = tensors.into_iter().chain(trained).collect();
     let model = state::restore(adapted, tensors, &source)?;
@@ -116,9 +118,73 @@ pub(super) fn fit(
     })
 }
 
-/// Of the tensors that layers share, those that are frozen, and those that are trained.
-fn frozen(adapted: &Adapted<Model>, shared: Tensors) -> (Tensors, Tensors) {
+/// Refuses a file without the values of parts that are frozen.
+fn nothing_missing(adapted: &Adapted<Model>, kept: &Tensors, file: &str) -> Result<()> {
+    let of_parts = state::tensors_where(adapted, |row| !row.is_saved() && is_of_a_part(&row.name));
+    let missing = of_parts.keys().filter(|name| !kept.contains_key(*name));
+    let problems: Vec<_> = missing.map(|name| format!("missing `{name}`")).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(CoreError::Mismatch {
+            file: file.into(),
+            problems,
+        }
+        .into()),
+    }
+}
+
+/// Kind and configuration of the adapter in a folder, and the digest of its files.
+pub(super) fn describe(folder: &Path) -> Result<(String, Value, String)> {
+    let file = folder.join(DESCRIPTION);
+    let description: Description = serde_json::from_value(Value::Object(files::json(&file)?))
+        .map_err(|e| anyhow::anyhow!("`{}` is damaged: {e}", file.display()))?;
+    let mut hasher = Sha256::new();
+    for name in [DESCRIPTION, TENSORS] {
+        let file = folder.join(name);
+        let bytes = std::fs::read(&file);
+        hasher.update(bytes.with_context(|| format!("cannot read `{}`", file.display()))?);
+    }
+    let digest = crate::source::hex(&hasher.finalize());
+    Ok((description.kind, description.config, digest))
+}
+
+/// The adapter in its base, without its head: the base may have one for other classes.
+pub(super) fn fit_body(
+    opened: Opened,
+    model: Model,
+    method: &dyn Method,
+    init: &mut Init,
+) -> Result<Adapted<Model>> {
+    let source = opened.folder.join(TENSORS).display().to_string();
+    let adapted = adapt(model, method, None, init)?;
+    let geometry = adapted.host.geometry();
+    let head: HashSet<_> = geometry
+        .params
+        .iter()
+        .filter(|p| p.is_task_head())
+        .map(|p| p.id)
+        .collect();
+    let rows = state::parameters(&adapted);
+    let (of_head, body): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|row| head.contains(&row.id));
+    let mut tensors = opened.tensors;
+    tensors.retain(|name, _| !of_head.iter().any(|row| row.name == *name));
+    let missing = body
+        .iter()
+        .filter(|row| row.is_saved() && !tensors.contains_key(&row.name));
+    let problems: Vec<_> = missing
+        .map(|row| format!("missing `{}`", row.name))
+        .collect();
+    if !problems.is_empty() {
+        let file = source;
+        return Err(CoreError::Mismatch { file, problems }.into());
+    }
+    Ok(state::set(adapted, tensors, &source)?)
+}
+
+/// Of tensors that may be of frozen parameters, those that are, and those that are trained.
+fn frozen(adapted: &Adapted<Model>, tensors: Tensors) -> (Tensors, Tensors) {
     let rows = state::parameters(adapted);
-    let is_trained = |name: &String| rows.iter().any(|row| row.trainable && row.name == *name);
-    shared.into_iter().partition(|(name, _)| !is_trained(name))
+    let is_trained = |name: &String| rows.iter().any(|row| row.is_saved() && row.name == *name);
+    tensors.into_iter().partition(|(name, _)| !is_trained(name))
 }

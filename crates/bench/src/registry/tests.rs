@@ -225,10 +225,11 @@ macro_rules! mistral_contract {
 
 #[test]
 fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
-    use peft_adapter::{AdaptionPrompt, LoReft, PTuning, Prefix, PromptTuning};
+    use peft_adapter::{AdaptionPrompt, LoReft, Mam, PTuning, Prefix, PromptTuning};
     mistral_contract!(
         AdaptionPrompt,
         Prefix,
+        Mam,
         PromptTuning,
         PTuning,
         LoReft,

@@ -285,6 +285,26 @@ fn only_the_texts_of_completion_tasks_are_packed() {
 }
 
 #[test]
+fn folders_of_trained_adapters_start_at_the_file_too() {
+    let fusion = r#"
+    [[method]]
+    kind = "stack"
+    parts = [
+        { adapter = "${BASE}/a" },
+        { kind = "fusion", adapters = ["b", "hf://org/c"] },
+        { kind = "lora", rank = 2 },
+    ]
+    "#;
+    let study = load(&format!("{STUDY}{fusion}"), &[("BASE", "/models")]).unwrap();
+    let parts = &study.method[1].config["parts"];
+    assert_eq!(parts[0]["adapter"], "/models/a");
+    let folders = &parts[1]["adapters"];
+    let near = folders[0].as_str().unwrap();
+    assert!(near.ends_with("/b") && near.len() > 2, "{near}");
+    assert_eq!(folders[1], "hf://org/c");
+}
+
+#[test]
 fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
     let with = |train: &str| {
         let text = STUDY.replace("[[method]]", &format!("[train]\n{train}\n[[method]]"));

@@ -109,6 +109,7 @@ fn by_template(template: Option<&str>, lines: &str) -> Recorder {
         base: Adaptable {
             model: folder.path().into(),
             adapter: Vec::new(),
+            compose: None,
             storage: Default::default(),
         },
         chosen: None,

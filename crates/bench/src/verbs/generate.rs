@@ -59,6 +59,11 @@ pub(crate) struct Adaptable {
     /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
     #[arg(long, value_name = "[NAME=]DIR")]
     pub(crate) adapter: Vec<AdapterArg>,
+    /// Use the adapters as one method made of them: `stack`, `average`, or its keys as inline TOML,
+    /// as in 'kind = "average"
+    /// weights = [3, 1]'.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) compose: Option<String>,
     #[command(flatten)]
     pub(crate) storage: StorageArgs,
 }
@@ -71,13 +76,16 @@ impl Adaptable {
         registry: &Registry,
         device: &Device,
     ) -> Result<Adapters> {
-        Adapters::load(
-            model,
-            &self.storage.spec()?,
-            &self.adapter,
-            registry,
-            device,
-        )
+        let storage = self.storage.spec()?;
+        let adapters = Adapters::load(model, &storage, &self.adapter, registry, device)?;
+        let Some(composition) = &self.compose else {
+            return Ok(adapters);
+        };
+        ensure!(
+            self.adapter.iter().all(|arg| arg.weight.is_none()),
+            "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
+        );
+        adapters.composed(composition, registry)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::registry::Registry;
 use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
-use crate::{execute, fixed, progress, source};
+use crate::{execute, fixed, parts, progress, source};
 
 /// Arguments of `train`.
 #[derive(Args)]
@@ -167,6 +167,7 @@ impl Train {
         let method = registry.parse(&kind, &config)?;
         let training = device.autodiff();
         let loaded = source::load(model, None, &mut Init::new(self.seed, &training))?;
+        parts::bring(&*method, &loaded.model, &training)?;
         let mut init = Init::new(self.seed, &training);
         let model = adapt(loaded.model, &*method, storage.build(), &mut init)?;
         let card = Card {

@@ -21,6 +21,7 @@ import adapters
 import bitsandbytes.functional as bnb
 import peft
 import torch
+from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
 from transformers import (BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig,
                           LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification)
@@ -152,9 +153,22 @@ HUB = {
     "llama-compacterpp": lambda: adapters.CompacterPlusPlusConfig(reduction_factor=3),
     "llama-loreft": lambda: adapters.LoReftConfig(r=2, suffix_positions=2, dropout=0.0),
     "llama-prefix": lambda: adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
+    "bert-mam": lambda: adapters.MAMConfig(PREFIX, adapters.ParBnConfig(reduction_factor=4)),
+    "gpt2-mam": lambda: adapters.MAMConfig(PREFIX, adapters.ParBnConfig(reduction_factor=4, scaling="learned")),
+}
+PREFIX = adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8)
+SEQ, DOUBLE = partial(adapters.SeqBnConfig, reduction_factor=4), partial(adapters.DoubleSeqBnConfig, reduction_factor=4)
+SETUPS = {  # the block, its two adapters, and how they are fused
+    "bert-fusion": lambda: (Fuse, SEQ(), SEQ(reduction_factor=8), "dynamic"),
+    "roberta-fusion_static": lambda: (Fuse, SEQ(), SEQ(), "static"),
+    "bert-fusion_query_before_ln": lambda: (
+        Fuse, SEQ(), SEQ(), adapters.DynamicAdapterFusionConfig(query_before_ln=True, value_before_softmax=False)),
+    "gpt2-fusion_double": lambda: (Fuse, DOUBLE(), DOUBLE(reduction_factor=6), "dynamic"),
+    "bert-stack": lambda: (Stack, adapters.SeqBnInvConfig(reduction_factor=4), DOUBLE(), None),
+    "gpt2-stack": lambda: (Stack, DOUBLE(leave_out=[0]), SEQ(), None),
 }
 TRAIN = ["gpt2-lora", "gpt2-qlora", "gpt2-full", "gpt2-dora", "gpt2-adalora_allocated", "gpt2-hira",
-         "bert-lora", "bert-houlsby", "bert-boft"]
+         "bert-lora", "bert-houlsby", "bert-boft", "bert-fusion"]
 # Configurations of training alone.
 TRAIN_PEFT = {
     "gpt2-adalora_allocated": lambda: peft.AdaLoraConfig(
@@ -267,7 +281,7 @@ def save_prefix(folder):
 
 def make_hub(seed):
     for name, kind, folder, config in wanted("adapterhub", HUB, seed):
-        is_prefix = isinstance(config, adapters.PrefixTuningConfig)
+        is_prefix = isinstance(config, (adapters.PrefixTuningConfig, adapters.MAMConfig))
         # With its default attention the library masks GPT-2's prefixes out.
         model = base(kind, attn_implementation="eager") if is_prefix else base(kind)
         adapters.init(model)
@@ -283,6 +297,32 @@ def make_hub(seed):
             save_prefix(folder)
         else:
             model.save_adapter(str(folder / "adapter"), "golden", use_safetensors=True, with_head=with_head)
+        save({"logits": logits(model, kind)}, folder / "expected.safetensors")
+        write_case(folder, base_dir=f"base/{kind}", library=f"adapters {adapters.__version__}")
+
+
+def composed(model, block, first, second, fusion):
+    """Puts two adapters into a model, active as the block says; returns the block."""
+    adapters.init(model)
+    model.add_adapter("task_a", config=first)
+    model.add_adapter("task_b", config=second)
+    setup = block("task_a", "task_b")
+    if fusion:
+        model.add_adapter_fusion(setup, fusion)
+        model.train_adapter_fusion(setup)
+    else:
+        model.train_adapter(setup)
+    stir([p for n, p in model.named_parameters() if ".task_" in n])
+    return setup
+
+
+def make_setups(seed):
+    for name, kind, folder, (block, first, second, fusion) in wanted("adapterhub", SETUPS, seed):
+        model = base(kind)
+        setup = composed(model, block, first, second, fusion)
+        model.eval()
+        model.save_adapter_setup(str(folder / "adapter_bin"), setup)
+        model.save_adapter_setup(str(folder / "adapter"), setup, use_safetensors=True)
         save({"logits": logits(model, kind)}, folder / "expected.safetensors")
         write_case(folder, base_dir=f"base/{kind}", library=f"adapters {adapters.__version__}")
 
@@ -324,6 +364,9 @@ def make_train(seed):
             model.train_adapter("golden")
             folder.mkdir(parents=True)
             write = lambda to: model.save_adapter(str(to), "golden", use_safetensors=True, with_head=True)
+        elif method == "fusion":
+            setup = composed(model, *SETUPS[name]())
+            write = lambda to: model.save_adapter_setup(str(to), setup, use_safetensors=True, head_setup=True)
         elif method == "full":
             write = lambda to: model.save_pretrained(to)
         else:
@@ -348,6 +391,8 @@ def make_train(seed):
         model.eval()  # no dropout
         for step in range(10):
             loss = model(input_ids=ids[step], attention_mask=mask[step], labels=labels[step]).loss
+            if method == "fusion":
+                loss = loss + model.get_fusion_regularization_loss()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -380,6 +425,7 @@ def main():
         make_bases()
     make_peft(args.seed)
     make_hub(args.seed)
+    make_setups(args.seed)
     make_train(args.seed)
     for file in HERE.rglob("*.json"):
         # The libraries write where a base was found.

@@ -3,60 +3,67 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
+use super::Weight;
 use crate::attend::{Attend, AttendSlot, Heads};
 use crate::ends::{Ends, EndsSlot};
 use crate::lookup::{Lookup, LookupSlot};
-use crate::pass::{Pass, SharedSlot};
+use crate::pass::Pass;
 use crate::projection::{Dense, Proj, Projection};
 use crate::tap::{Sublayer, Tap, TapSlot};
 
 /// What one adapter has at a seam.
 #[derive(Module, Debug)]
-pub(super) struct Weighted<S: Module> {
-    pub(super) weight: f64,
-    pub(super) module: S,
-    pub(super) shared: Option<SharedSlot>,
+pub(crate) struct Weighted<S: Module> {
+    #[module(skip)]
+    pub(crate) weight: Weight,
+    /// Its number among the adapters, whose shared state lies in that order.
+    pub(crate) index: usize,
+    pub(crate) module: S,
 }
 
-impl<S: Module> Weighted<S> {
-    /// The pass as the adapter alone would see it.
-    fn pass(&self, outer: &Pass<'_>) -> Pass<'_> {
-        let mut pass = Pass::with_shared(self.shared.as_ref()).with_memory(outer.memory());
-        pass.position_offset = outer.position_offset;
-        pass.see(outer.text());
-        pass
-    }
-}
-
-/// `base + sum of weight * (part - base)`
-fn mixed<S: Module, const D: usize>(
+/// `base + sum of weight * (part - base)` of parameters, for adapters with fixed weights.
+fn summed<S: Module, const D: usize>(
     base: Tensor<D>,
     parts: &[Weighted<S>],
-    run: impl Fn(&Weighted<S>) -> Tensor<D>,
+    value: impl Fn(&Weighted<S>) -> Tensor<D>,
 ) -> Tensor<D> {
     let add = |sum: Tensor<D>, part: &Weighted<S>| {
-        sum + (run(part) - base.clone()).mul_scalar(part.weight)
+        sum + (value(part) - base.clone()).mul_scalar(part.weight.fixed())
+    };
+    parts.iter().fold(base.clone(), add)
+}
+
+/// The same of activations, `[batch, sequence, d]`; a part sees the pass as its own.
+fn mixed<S: Module>(
+    base: Tensor<3>,
+    parts: &[Weighted<S>],
+    pass: &Pass<'_>,
+    run: impl Fn(&S, &Pass<'_>) -> Tensor<3>,
+) -> Tensor<3> {
+    let add = |sum: Tensor<3>, part: &Weighted<S>| {
+        let change = run(&part.module, &pass.part(part.index)) - base.clone();
+        sum + part.weight.on(change, pass)
     };
     parts.iter().fold(base.clone(), add)
 }
 
 /// A linear layer under several adapters.
 #[derive(Module, Debug)]
-pub(super) struct BlendLinear {
-    pub(super) base: Proj,
-    pub(super) parts: Vec<Weighted<Proj>>,
+pub(crate) struct BlendLinear {
+    pub(crate) base: Proj,
+    pub(crate) parts: Vec<Weighted<Proj>>,
 }
 
 impl Projection for BlendLinear {
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let base = self.base.forward(x.clone(), pass);
-        mixed(base, &self.parts, |p| {
-            p.module.forward(x.clone(), &p.pass(pass))
+        mixed(base, &self.parts, pass, |proj, pass| {
+            proj.forward(x.clone(), pass)
         })
     }
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
         let base = self.base.weight(pass);
-        mixed(base, &self.parts, |p| p.module.weight(&p.pass(pass)))
+        summed(base, &self.parts, |p| p.module.weight(&pass.part(p.index)))
     }
     fn bias(&self) -> Option<Tensor<1>> {
         let zeros = || {
@@ -66,10 +73,10 @@ impl Projection for BlendLinear {
         let any =
             self.base.bias().is_some() || self.parts.iter().any(|p| p.module.bias().is_some());
         let base = self.base.bias().unwrap_or_else(zeros);
-        any.then(|| mixed(base, &self.parts, |p| p.module.bias().unwrap_or_else(zeros)))
+        any.then(|| summed(base, &self.parts, |p| p.module.bias().unwrap_or_else(zeros)))
     }
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        let merges = |p: &Weighted<Proj>| p.module.merge(&p.pass(pass)).is_some();
+        let merges = |p: &Weighted<Proj>| p.module.merge(&pass.part(p.index)).is_some();
         self.parts
             .iter()
             .all(merges)
@@ -85,57 +92,58 @@ impl Projection for BlendLinear {
 
 /// A sublayer under several adapters.
 #[derive(Module, Debug)]
-pub(super) struct BlendTap {
-    pub(super) parts: Vec<Weighted<TapSlot>>,
+pub(crate) struct BlendTap {
+    pub(crate) parts: Vec<Weighted<TapSlot>>,
 }
 
 impl Tap for BlendTap {
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let (residual, output, norm) = (sublayer.residual, sublayer.output, sublayer.norm);
-        let run = |part: &Weighted<TapSlot>| {
+        let run = |tap: &TapSlot, pass: &Pass<'_>| {
             let sublayer = Sublayer {
                 residual: residual.clone(),
                 output: output.clone(),
                 norm,
             };
-            TapSlot::apply(Some(&part.module), sublayer, &part.pass(pass))
+            TapSlot::apply(Some(tap), sublayer, pass)
         };
-        mixed(output.clone(), &self.parts, run)
+        mixed(output.clone(), &self.parts, pass, run)
     }
 }
 
 /// An attention core under several adapters.
 #[derive(Module, Debug)]
-pub(super) struct BlendAttend {
-    pub(super) parts: Vec<Weighted<AttendSlot>>,
+pub(crate) struct BlendAttend {
+    pub(crate) parts: Vec<Weighted<AttendSlot>>,
 }
 
 impl Attend for BlendAttend {
     fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(heads.clone().attend(), &self.parts, |p| {
-            AttendSlot::apply(Some(&p.module), heads.clone(), &p.pass(pass))
+        let plain = heads.clone().attend();
+        mixed(plain, &self.parts, pass, |attend, pass| {
+            AttendSlot::apply(Some(attend), heads.clone(), pass)
         })
     }
 }
 
 /// A token embedding under several adapters.
 #[derive(Module, Debug)]
-pub(super) struct BlendLookup {
-    pub(super) parts: Vec<Weighted<LookupSlot>>,
+pub(crate) struct BlendLookup {
+    pub(crate) parts: Vec<Weighted<LookupSlot>>,
 }
 
 impl Lookup for BlendLookup {
     fn forward(&self, ids: Tensor<2, Int>, rows: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(rows.clone(), &self.parts, |p| {
-            LookupSlot::apply(Some(&p.module), &ids, rows.clone(), &p.pass(pass))
+        mixed(rows.clone(), &self.parts, pass, |lookup, pass| {
+            LookupSlot::apply(Some(lookup), &ids, rows.clone(), pass)
         })
     }
 
     /// Virtual tokens the base does not have: the weighted sum of those of all adapters.
     fn prompt(&self, pass: &Pass<'_>) -> Option<Tensor<2>> {
         let weighted = |p: &Weighted<LookupSlot>| {
-            let rows = LookupSlot::prompt(Some(&p.module), &p.pass(pass))?;
-            Some(rows.mul_scalar(p.weight))
+            let rows = LookupSlot::prompt(Some(&p.module), &pass.part(p.index))?;
+            Some(rows.mul_scalar(p.weight.fixed()))
         };
         let rows = self.parts.iter().filter_map(weighted);
         rows.reduce(|sum, rows| sum + rows)
@@ -144,19 +152,19 @@ impl Lookup for BlendLookup {
 
 /// Both ends of the body under several adapters.
 #[derive(Module, Debug)]
-pub(super) struct BlendEnds {
-    pub(super) parts: Vec<Weighted<EndsSlot>>,
+pub(crate) struct BlendEnds {
+    pub(crate) parts: Vec<Weighted<EndsSlot>>,
 }
 
 impl Ends for BlendEnds {
     fn enter(&self, embedded: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(embedded.clone(), &self.parts, |p| {
-            EndsSlot::enter(Some(&p.module), embedded.clone(), &p.pass(pass))
+        mixed(embedded.clone(), &self.parts, pass, |ends, pass| {
+            EndsSlot::enter(Some(ends), embedded.clone(), pass)
         })
     }
     fn leave(&self, hidden: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        mixed(hidden.clone(), &self.parts, |p| {
-            EndsSlot::leave(Some(&p.module), hidden.clone(), &p.pass(pass))
+        mixed(hidden.clone(), &self.parts, pass, |ends, pass| {
+            EndsSlot::leave(Some(ends), hidden.clone(), pass)
         })
     }
 }

@@ -1,0 +1,239 @@
+//! Whether the parts of a composition go together.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use super::{Composition, Joint, Part};
+use crate::error::CoreError;
+use crate::geometry::{Geometry, TapSite};
+use crate::init::Init;
+use crate::method::Method;
+use crate::pass::Pass;
+use crate::projection::{Dense, Proj, Projection};
+
+/// A sort of place that a method may fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seam {
+    /// Linear layers.
+    Linear,
+    /// Sublayers and whole layers.
+    Sublayer,
+    /// Attention cores.
+    Attention,
+    /// The token embedding.
+    Lookup,
+    /// Both ends of the body.
+    Ends,
+    /// Parameters of the base that are trained in place.
+    Base,
+}
+
+impl Seam {
+    const ALL: [Seam; 6] = [
+        Seam::Linear,
+        Seam::Sublayer,
+        Seam::Attention,
+        Seam::Lookup,
+        Seam::Ends,
+        Seam::Base,
+    ];
+
+    fn words(self) -> &'static str {
+        match self {
+            Seam::Linear => "linear layers",
+            Seam::Sublayer => "sublayers",
+            Seam::Attention => "the attention core",
+            Seam::Lookup => "the token embedding",
+            Seam::Ends => "the ends of the body",
+            Seam::Base => "parameters of the base",
+        }
+    }
+}
+
+/// How many parts of a composition may fill seams of a sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Any number.
+    Many,
+    /// One at most.
+    One,
+    /// None: the composition has no meaning there.
+    Nobody,
+}
+
+/// The sublayers on which any of the parts sits.
+pub fn seated<'a>(parts: &[Part], geometry: &'a Geometry) -> Vec<&'a TapSite> {
+    let sits = |tap: &&TapSite| {
+        let mut parts = parts.iter();
+        parts.any(|part| has_tap(part.method(), tap, geometry.width))
+    };
+    geometry.taps.iter().filter(sits).collect()
+}
+
+/// Values are drawn and dropped: what a method does is all that is asked here.
+fn probe() -> Init {
+    Init::new(0, &Device::flex())
+}
+
+fn has_tap(method: &dyn Method, tap: &TapSite, width: usize) -> bool {
+    method
+        .tap(tap.layer, tap.role, width, &mut probe())
+        .is_some()
+}
+
+/// More parts than this are none that a person wrote.
+const MOST_PARTS: usize = 256;
+
+pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Result<(), CoreError> {
+    let parts = Composition::parts(composition);
+    if parts.is_empty() {
+        return Err(CoreError::bad_value("parts", "empty", "at least one part"));
+    }
+    if parts.len() > MOST_PARTS {
+        let expected = format!("at most {MOST_PARTS}");
+        let found = parts.len();
+        return Err(CoreError::bad_value("number of parts", found, &expected));
+    }
+    for (index, part) in parts.iter().enumerate() {
+        let method = part.try_method();
+        let method = method.ok_or_else(|| {
+            let expected = "one made by a registry, which knows the kinds of parts";
+            CoreError::bad_value("the composition", "not assembled", expected)
+        })?;
+        method
+            .check(geometry)
+            .and_then(|()| changes_no_base(part, geometry))
+            .map_err(|error| CoreError::part(index, error))?;
+    }
+    one_storage(parts)?;
+    if let Joint::Mixed(weights) = composition.joint() {
+        same_offset(parts)?;
+        if weights.len() != parts.len() {
+            let expected = format!("one for each of the {} parts", parts.len());
+            return Err(CoreError::bad_value(
+                "number of weights",
+                weights.len(),
+                &expected,
+            ));
+        }
+    }
+    Seam::ALL
+        .into_iter()
+        .try_for_each(|seam| has_room(composition, seam, geometry))
+}
+
+/// Refuses a frozen part whose values are parameters of the base: the base has others.
+fn changes_no_base(part: &Part, geometry: &Geometry) -> Result<(), CoreError> {
+    let changes = part.is_frozen() && fills(part.method(), Seam::Base, geometry);
+    match changes {
+        false => Ok(()),
+        true => {
+            let expected = "left out: it changes parameters of the base; merge it into the base \
+                            and start from that";
+            Err(CoreError::bad_value("adapter", part.kind(), expected))
+        }
+    }
+}
+
+fn one_storage(parts: &[Part]) -> Result<(), CoreError> {
+    let presets = parts.iter().filter_map(|part| part.method().storage());
+    let mut names: Vec<_> = presets.map(|preset| preset.packing()).collect();
+    names.dedup();
+    match &names[..] {
+        [] | [_] => Ok(()),
+        _ => {
+            let expected = "one storage of the frozen weights for all parts";
+            Err(CoreError::bad_value(
+                "storage",
+                names.join(" and "),
+                expected,
+            ))
+        }
+    }
+}
+
+fn same_offset(parts: &[Part]) -> Result<(), CoreError> {
+    let mut offsets = parts.iter().map(|part| part.method().position_offset());
+    let first = offsets.next().unwrap_or(0);
+    match offsets.find(|offset| *offset != first) {
+        None => Ok(()),
+        Some(other) => {
+            let expected = format!("{first}, as in the first part");
+            Err(CoreError::bad_value("position offset", other, &expected))
+        }
+    }
+}
+
+fn has_room<C: Composition>(
+    composition: &C,
+    seam: Seam,
+    geometry: &Geometry,
+) -> Result<(), CoreError> {
+    let most = match composition.room(seam) {
+        Room::Many => return Ok(()),
+        Room::One => 1,
+        Room::Nobody => 0,
+    };
+    let parts = Composition::parts(composition).iter().enumerate();
+    let mut fillers = parts.filter(|(_, part)| fills(part.method(), seam, geometry));
+    match fillers.nth(most) {
+        None => Ok(()),
+        Some((index, part)) => {
+            let (kind, words) = (<C as Composition>::INFO.kind, seam.words());
+            let expected = match most {
+                0 => format!("a method that leaves {words} alone in a `{kind}`"),
+                _ => format!("left out: only one part of a `{kind}` may change {words}"),
+            };
+            let error = CoreError::bad_value("kind", part.kind(), &expected);
+            Err(CoreError::part(index, error))
+        }
+    }
+}
+
+/// Whether a method fills any seam of this sort.
+fn fills(method: &dyn Method, seam: Seam, geometry: &Geometry) -> bool {
+    let mut init = probe();
+    match seam {
+        Seam::Linear => geometry.sites.iter().any(|site| {
+            let blank = Proj::new(Blank {
+                dims: [site.d_in, site.d_out],
+            });
+            let projection = method.project(site, blank, &mut init);
+            projection.downcast_ref::<Blank>().is_none()
+        }),
+        Seam::Sublayer => {
+            let mut taps = geometry.taps.iter();
+            taps.any(|tap| has_tap(method, tap, geometry.width))
+        }
+        Seam::Attention => (0..geometry.layers)
+            .any(|layer| method.attend(layer, geometry.kv_width, &mut init).is_some()),
+        Seam::Lookup => method.lookup(&geometry.table, &mut init).is_some(),
+        Seam::Ends => method.ends(geometry.width, &mut init).is_some(),
+        Seam::Base => geometry.params.iter().any(|param| method.trains(param)),
+    }
+}
+
+/// Stands for a linear layer while a method is asked whether it changes it.
+#[derive(Module, Debug)]
+struct Blank {
+    dims: [usize; 2],
+}
+
+impl Projection for Blank {
+    fn forward(&self, x: Tensor<3>, _pass: &Pass<'_>) -> Tensor<3> {
+        let [batch, sequence, _] = x.dims();
+        Tensor::zeros([batch, sequence, self.dims[1]], &x.device())
+    }
+    fn weight(&self, _pass: &Pass<'_>) -> Tensor<2> {
+        Tensor::ones(self.dims, &Device::flex())
+    }
+    fn bias(&self) -> Option<Tensor<1>> {
+        None
+    }
+    fn merge(&self, _pass: &Pass<'_>) -> Option<Dense> {
+        None
+    }
+    fn dims(&self) -> (usize, usize) {
+        (self.dims[0], self.dims[1])
+    }
+}

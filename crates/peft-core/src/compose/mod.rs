@@ -1,0 +1,297 @@
+//! Methods made of other methods: stacks, averages, splits, fusions.
+//!
+//! A [`Composition`] holds [`Part`]s, methods of any kind. Every seam of the model is filled by what
+//! the parts put there, joined as the composition says ([`Joint`]); a part's own checks, counts and
+//! shared state stay its own. A part may come from the folder of an adapter trained before: it is
+//! frozen then, and the harness brings its values ([`Part::bring`]).
+
+mod check;
+mod part;
+mod seams;
+mod trained;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use serde::{Serialize, de::DeserializeOwned};
+
+pub use check::{Room, Seam, seated};
+pub use part::{Assembler, Part};
+pub use seams::SharedParts;
+pub use trained::{Trained, is_of_a_part};
+
+use crate::attend::AttendSlot;
+use crate::blend::{self, Weight, Weighted};
+use crate::ends::EndsSlot;
+use crate::error::CoreError;
+use crate::exchange::{Fields, Foreign};
+use crate::geometry::{BaseParam, Geometry, Table};
+use crate::init::Init;
+use crate::lookup::LookupSlot;
+use crate::method::{Method, MethodConfig, MethodInfo, Storage};
+use crate::pass::SharedSlot;
+use crate::projection::Proj;
+use crate::regulate::Regulator;
+use crate::site::{Role, Site};
+use crate::tap::TapSlot;
+
+/// How what several parts have at a seam becomes one.
+#[derive(Clone, Debug)]
+pub enum Joint {
+    /// Each in turn, on what the one before it gives.
+    InTurn,
+    /// `base + sum of weight * (part - base)`, a weight for every part.
+    Mixed(Vec<Weight>),
+}
+
+/// A method made of other methods. Implementing it makes a [`Method`] and a [`MethodConfig`].
+pub trait Composition:
+    std::fmt::Debug + Clone + Send + Sync + Serialize + DeserializeOwned + 'static
+{
+    /// What the registry says of it.
+    const INFO: MethodInfo;
+
+    /// Configurations the contract suite runs; see [`MethodConfig::examples`].
+    fn examples() -> Vec<Self>;
+
+    /// The methods it is made of.
+    fn parts(&self) -> &[Part];
+
+    /// The same, to be assembled.
+    fn parts_mut(&mut self) -> &mut Vec<Part>;
+
+    /// Turns other keys that name parts into parts, before they are assembled.
+    fn spell_out(&mut self) {}
+
+    /// How many of the parts may fill a seam of this sort.
+    fn room(&self, seam: Seam) -> Room;
+
+    /// How what several parts have at a seam becomes one.
+    fn joint(&self) -> Joint;
+
+    /// What stands on a sublayer of this width where some parts have taps.
+    fn join_taps(&self, taps: Vec<Option<TapSlot>>, _width: usize, _init: &mut Init) -> TapSlot {
+        match self.joint() {
+            Joint::InTurn => TapSlot::new(seams::TapsInTurn { parts: taps }),
+            Joint::Mixed(weights) => TapSlot::new(blend::BlendTap {
+                parts: weighted(weights, taps),
+            }),
+        }
+    }
+
+    /// Refuses what makes no sense of the composition's own keys.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what is allowed.
+    fn check_own(&self, _geometry: &Geometry) -> Result<(), CoreError> {
+        Ok(())
+    }
+
+    /// Parameters it trains besides those of its parts.
+    fn own_parameters(&self, _geometry: &Geometry) -> usize {
+        0
+    }
+
+    /// How AdapterHub keeps it besides its parts: the block (`type`, `kwargs`), where it has one its
+    /// `config`, and the tensors. None where AdapterHub computes something else.
+    fn adapter_hub_block(&self, _geometry: &Geometry, _name: &str) -> Option<Foreign> {
+        None
+    }
+
+    /// Reads a block of AdapterHub: its `type`, `kwargs` and `config`, and the `parts` that were
+    /// read before. None where it is another block.
+    ///
+    /// # Errors
+    /// If a field has a value this composition cannot follow.
+    fn from_adapter_hub_block(_fields: &mut Fields) -> Result<Option<Self>, CoreError> {
+        Ok(None)
+    }
+}
+
+/// What some of the parts have at a seam, with the weights of those parts.
+fn weighted<S: Module>(weights: Vec<Weight>, parts: Vec<Option<S>>) -> Vec<Weighted<S>> {
+    let numbered = weights.into_iter().zip(parts).enumerate();
+    let filled = numbered.filter_map(|(index, (weight, module))| {
+        Some(Weighted {
+            weight,
+            index,
+            module: module?,
+        })
+    });
+    filled.collect()
+}
+
+/// What every part has at a seam, or none where no part has anything.
+fn filled<S>(parts: &[Part], fill: impl FnMut(&Part) -> Option<S>) -> Option<Vec<Option<S>>> {
+    let filled: Vec<_> = parts.iter().map(fill).collect();
+    filled.iter().any(Option::is_some).then_some(filled)
+}
+
+impl<C: Composition> MethodConfig for C {
+    const INFO: MethodInfo = <C as Composition>::INFO;
+
+    fn examples() -> Vec<Self> {
+        <C as Composition>::examples()
+    }
+
+    fn assemble(mut self, assembler: &dyn Assembler) -> Result<Self, CoreError> {
+        self.spell_out();
+        for (index, part) in self.parts_mut().iter_mut().enumerate() {
+            let assembled = std::mem::take(part).assembled(assembler);
+            *part = assembled.map_err(|error| CoreError::part(index, error))?;
+        }
+        Ok(self)
+    }
+
+    fn from_adapter_hub(
+        fields: &mut Fields,
+        _geometry: &Geometry,
+    ) -> Result<Option<Self>, CoreError> {
+        C::from_adapter_hub_block(fields)
+    }
+}
+
+impl<C: Composition> Method for C {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        check::parts(self, geometry)?;
+        self.check_own(geometry)
+    }
+
+    fn parts(&self) -> &[Part] {
+        Composition::parts(self)
+    }
+
+    fn storage(&self) -> Option<Box<dyn Storage>> {
+        let mut presets = Method::parts(self).iter().map(|p| p.method().storage());
+        presets.find_map(|preset| preset)
+    }
+
+    fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
+        let parts = filled(Method::parts(self), |part| part.shared(geometry, init))?;
+        Some(SharedSlot::new(SharedParts::new(parts)))
+    }
+
+    fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
+        let parts = Method::parts(self).iter().enumerate();
+        match self.joint() {
+            Joint::InTurn => parts.fold(base, |base, (index, part)| {
+                part.project(index, site, base, init)
+            }),
+            Joint::Mixed(weights) => {
+                let projections: Vec<_> = parts
+                    .map(|(index, part)| {
+                        let projection = part.project(index, site, base.clone(), init);
+                        seams::made_by(&projection, index)
+                    })
+                    .collect();
+                match projections.iter().any(Option::is_some) {
+                    true => Proj::new(blend::BlendLinear {
+                        base,
+                        parts: weighted(weights, projections),
+                    }),
+                    false => base,
+                }
+            }
+        }
+    }
+
+    fn tap(&self, layer: usize, role: Role, width: usize, init: &mut Init) -> Option<TapSlot> {
+        let taps = filled(Method::parts(self), |part| {
+            part.tap(layer, role, width, init)
+        })?;
+        Some(self.join_taps(taps, width, init))
+    }
+
+    fn attend(&self, layer: usize, kv_width: usize, init: &mut Init) -> Option<AttendSlot> {
+        let parts = filled(Method::parts(self), |part| {
+            part.attend(layer, kv_width, init)
+        })?;
+        Some(match self.joint() {
+            Joint::InTurn => AttendSlot::new(seams::OnlyAttend { parts }),
+            Joint::Mixed(weights) => AttendSlot::new(blend::BlendAttend {
+                parts: weighted(weights, parts),
+            }),
+        })
+    }
+
+    fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
+        join_lookups(self, |part| part.lookup(table, None, init))
+    }
+
+    fn lookup_from(&self, table: &Table, rows: &Tensor<2>, init: &mut Init) -> Option<LookupSlot> {
+        join_lookups(self, |part| part.lookup(table, Some(rows), init))
+    }
+
+    fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
+        let parts = filled(Method::parts(self), |part| part.ends(width, init))?;
+        Some(match self.joint() {
+            Joint::InTurn => EndsSlot::new(seams::EndsInTurn { parts }),
+            Joint::Mixed(weights) => EndsSlot::new(blend::BlendEnds {
+                parts: weighted(weights, parts),
+            }),
+        })
+    }
+
+    fn position_offset(&self) -> usize {
+        let parts = Method::parts(self).iter();
+        let offsets = parts.map(|part| part.method().position_offset());
+        match self.joint() {
+            Joint::InTurn => offsets.sum(),
+            // All have the same, which is checked.
+            Joint::Mixed(_) => offsets.max().unwrap_or(0),
+        }
+    }
+
+    fn trains(&self, param: &BaseParam) -> bool {
+        let mut parts = Method::parts(self).iter();
+        parts.any(|part| part.method().trains(param))
+    }
+
+    fn unties_head(&self, geometry: &Geometry) -> bool {
+        let mut parts = Method::parts(self).iter();
+        parts.any(|part| part.method().unties_head(geometry))
+    }
+
+    fn parameters(&self, geometry: &Geometry) -> usize {
+        let trained = Method::parts(self).iter().filter(|part| !part.is_frozen());
+        // A parameter of the base that several parts train is one parameter still.
+        let added = trained.map(|part| {
+            let method = part.method();
+            method.parameters(geometry) - geometry.count(|p| method.trains(p))
+        });
+        let of_the_base = geometry.count(|p| self.trains(p));
+        added.sum::<usize>() + of_the_base + self.own_parameters(geometry)
+    }
+
+    fn regulator(&self, steps: usize, init: Init) -> Result<Option<Box<dyn Regulator>>, CoreError> {
+        for (index, part) in Method::parts(self).iter().enumerate() {
+            let own = Init::new(0, init.device());
+            if !part.is_frozen() && part.method().regulator(steps, own)?.is_some() {
+                let expected =
+                    "a method that leaves its tensors to the optimizer, in a composition";
+                let error = CoreError::bad_value("kind", part.kind(), expected);
+                return Err(CoreError::part(index, error));
+            }
+        }
+        Ok(None)
+    }
+
+    fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
+        self.adapter_hub_block(geometry, name)
+    }
+}
+
+fn join_lookups<C: Composition>(
+    composition: &C,
+    fill: impl FnMut(&Part) -> Option<LookupSlot>,
+) -> Option<LookupSlot> {
+    let parts = filled(Composition::parts(composition), fill)?;
+    Some(match composition.joint() {
+        Joint::InTurn => LookupSlot::new(seams::LookupsInTurn { parts }),
+        Joint::Mixed(weights) => LookupSlot::new(blend::BlendLookup {
+            parts: weighted(weights, parts),
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests;
