@@ -351,6 +351,7 @@ fn what_is_wrong_with_a_part_is_said_of_its_place() {
         (json!({"adapter": "/no/where"}), "convert --to native"),
         (json!({"kind": "lora", "frozen": true}), "has no `adapter`"),
         (json!({"adapter": bias}), "merge it into the base"),
+        (json!({"kind": "lora_plus", "rank": 2}), "at one rate"),
     ] {
         let error = refused(stack(part));
         assert!(

@@ -129,10 +129,17 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// The factor on the learning rate of a parameter the method trains, by its place (see
-    /// [`exchange`](crate::exchange)).
-    fn rate_factor(&self, _place: &str) -> f64 {
-        1.0
+    /// Factors on the learning rate of parameters the method trains, by what their places (see
+    /// [`exchange`](crate::exchange)) end in: `("/b", 16.0)`.
+    fn rate_factors(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    /// The factor on the learning rate of the parameter at a place.
+    fn rate_factor(&self, place: &str) -> f64 {
+        let factors = self.rate_factors().into_iter();
+        let own = factors.filter(|(end, _)| place.ends_with(end));
+        own.map(|(_, factor)| factor).product()
     }
 
     /// What acts after every optimizer step of a run of so many; `init` is for what starts again

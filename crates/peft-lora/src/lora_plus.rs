@@ -107,11 +107,8 @@ impl Method for LoraPlus {
         self.lora().project(site, base, init)
     }
 
-    fn rate_factor(&self, place: &str) -> f64 {
-        match place.ends_with("/b") {
-            true => self.lora_plus_ratio,
-            false => 1.0,
-        }
+    fn rate_factors(&self) -> Vec<(&'static str, f64)> {
+        vec![("/b", self.lora_plus_ratio)]
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {

@@ -103,6 +103,7 @@ pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Res
         method
             .check(geometry)
             .and_then(|()| changes_no_base(part, geometry))
+            .and_then(|()| learns_at_one_rate(part))
             .map_err(|error| CoreError::part(index, error))?;
     }
     one_storage(parts)?;
@@ -120,6 +121,15 @@ pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Res
     Seam::ALL
         .into_iter()
         .try_for_each(|seam| has_room(composition, seam, geometry))
+}
+
+/// Refuses a trained part that sets rates by places, which the places of other parts may share.
+fn learns_at_one_rate(part: &Part) -> Result<(), CoreError> {
+    if part.is_frozen() || part.method().rate_factors().is_empty() {
+        return Ok(());
+    }
+    let expected = "a method that learns at one rate, in a composition";
+    Err(CoreError::bad_value("kind", part.kind(), expected))
 }
 
 /// Refuses a frozen part whose values are parameters of the base: the base has others.
