@@ -228,6 +228,23 @@ impl Adapters {
         Ok(())
     }
 
+    /// Refuses the number of a task for which the adapter of this name is not made.
+    ///
+    /// # Errors
+    /// If there are fewer tasks.
+    pub fn check_task(&self, name: &str, task: usize, registry: &Registry) -> Result<()> {
+        let Some(set) = self.sets.iter().find(|set| set.name == name) else {
+            return Ok(());
+        };
+        let tasks = registry.parse(&set.card.kind, &set.card.config)?.tasks();
+        ensure!(
+            tasks.is_none_or(|tasks| task < tasks),
+            "`--task` is {task}, and the adapter `{name}` is made for {} tasks, counted from 0",
+            tasks.unwrap_or(0)
+        );
+        Ok(())
+    }
+
     /// The model with the adapter of this name, or bare under the name of [`BASE`].
     ///
     /// # Errors

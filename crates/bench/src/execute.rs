@@ -166,7 +166,7 @@ pub fn run(
         device: device.clone(),
     };
     let method = trial.method(registry)?;
-    trial.check_packing(registry)?;
+    trial.check_method(registry)?;
     let predicted = memory::predict(
         &loaded.model,
         &*method,

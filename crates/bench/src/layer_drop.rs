@@ -40,7 +40,8 @@ impl AdapterDrop {
         }
     }
 
-    fn evaluated(self) -> usize {
+    /// How many of the lowest layers are left out where the model is scored.
+    pub fn evaluated(self) -> usize {
         match self {
             AdapterDrop::Specialized { layers } => layers,
             AdapterDrop::Robust { evaluate, .. } => evaluate,

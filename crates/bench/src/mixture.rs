@@ -37,7 +37,9 @@ fn mixed<'a>(
     seed: u64,
 ) -> Vec<Vec<&'a Example>> {
     let tasks: Vec<&[Example]> = by_task(examples).collect();
-    let share = |task: &&[Example]| (task.len() as f64).powf(1.0 / mixture.temperature);
+    // Of the largest, so that no temperature makes a share too large for a number.
+    let most = tasks.iter().map(|task| task.len()).max().unwrap_or(1) as f64;
+    let share = |task: &&[Example]| (task.len() as f64 / most).powf(1.0 / mixture.temperature);
     let Ok(shares) = WeightedIndex::new(tasks.iter().map(share)) else {
         return Vec::new(); // No examples, no batches.
     };

@@ -77,6 +77,13 @@ pub fn bring(method: &dyn Method, base: &Model, training: &Device) -> Result<()>
         };
         let folder = source::folder(Path::new(folder), Kind::Adapter).with_context(place)?;
         let opened = adapter::open(&folder).with_context(place)?;
+        let (_, _, digest) = adapter::describe(&folder).with_context(place)?;
+        ensure!(
+            part.digest() == Some(&*digest),
+            "{}: `{}` is not the adapter that the study was read with; name it by `adapter` alone",
+            place(),
+            folder.display()
+        );
         let mut init = Init::new(opened.seed(), training);
         let adapted = opened.fit_body(base.clone(), part.method(), &mut init);
         part.bring(Trained::of(base, &adapted.with_context(place)?));
@@ -105,20 +112,25 @@ pub fn composed(
         );
         let mut part = card.config.as_object().cloned().unwrap_or_default();
         part.insert("kind".into(), card.kind.clone().into());
+        part.insert("frozen".into(), true.into());
         Ok(Value::Object(part))
     });
     let values = values.collect::<Result<Vec<_>>>()?;
     config.insert(PARTS.into(), Value::Array(values));
     let method = registry.parse(&kind, &Value::Object(config))?;
+    let mut presets = method.parts().iter().map(|part| part.method().storage());
+    if let Some(preset) = presets.find_map(|preset| preset) {
+        bail!(
+            "an adapter over `{}` is bound to its packed base",
+            preset.name()
+        );
+    }
     let base = base.valid();
     let geometry = base.geometry();
     method.check(&geometry)?;
-    let own = method
-        .parts()
-        .iter()
-        .map(|p| p.method().parameters(&geometry));
+    // What is counted is trained, and all parts are frozen.
     ensure!(
-        method.parameters(&geometry) <= own.sum(),
+        method.parameters(&geometry) == 0,
         "`{kind}` has parameters of its own; train it with `parts = [{{ adapter = \"DIR\" }}, ...]`"
     );
     for (part, (_, adapted)) in method.parts().iter().zip(parts) {

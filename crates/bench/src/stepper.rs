@@ -119,6 +119,12 @@ impl Stepper {
         self.trainee.expect(PRESENT).model
     }
 
+    /// Whether the model has the form that its method ends in; see [`Regulator::final_from`].
+    pub fn is_of_final_form(&self) -> bool {
+        let regulator = self.regulator.as_ref();
+        regulator.is_none_or(|regulator| self.taken >= regulator.final_from())
+    }
+
     /// Learning rate of the last step.
     pub fn rate(&self) -> f64 {
         self.rate

@@ -82,8 +82,8 @@ pub(crate) fn examples(model: &Model) -> Vec<Example> {
     (0..4).map(example).collect()
 }
 
-/// Every method of the registry that this model takes, in an example without dropout.
-pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<Arc<dyn Method>> {
+/// Every method of the registry that this model takes with its kind, in an example without dropout.
+pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<(&'static str, Arc<dyn Method>)> {
     let registry = Registry::builtin();
     let geometry = build(&mut Init::new(5, &Device::flex())).geometry();
     let method = |entry: &Entry| {
@@ -96,12 +96,12 @@ pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<Arc<dyn Method>> {
                 config = certain;
             }
         }
-        registry.parse(kind, &config).unwrap()
+        (kind, registry.parse(kind, &config).unwrap())
     };
     let methods = registry.entries().iter().map(method);
     // What is refused for an architecture the tests of the method check.
     methods
-        .filter(|method| method.check(&geometry).is_ok())
+        .filter(|(_, method)| method.check(&geometry).is_ok())
         .collect()
 }
 

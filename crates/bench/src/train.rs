@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
         progress.evaluated(epochs, &dev);
         let score = self.dev_score(&dev);
         self.point(epochs, Some(dev));
-        if self.config.early_stopping == 0 {
+        if self.config.early_stopping == 0 || !self.stepper.is_of_final_form() {
             return Ok(Flow::Continue);
         }
         if self.best.as_ref().is_none_or(|(best, _)| score > *best) {

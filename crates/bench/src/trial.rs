@@ -69,21 +69,33 @@ impl Trial {
         registry.parse(&self.kind, &self.config)
     }
 
-    /// Refuses to pack texts for a method that needs a row for each.
+    /// Refuses a method that does not go with the task or the training settings.
     ///
     /// # Errors
-    /// If the trial packs and its method cannot, or the registry does not accept it.
-    pub fn check_packing(&self, registry: &Registry) -> Result<(), BenchError> {
-        if !self.train.packing || !self.method(registry)?.needs_own_rows() {
-            return Ok(());
+    /// If it is made for fewer tasks, or the trial packs texts and it needs a row for each, or the
+    /// registry does not accept it.
+    pub fn check_method(&self, registry: &Registry) -> Result<(), BenchError> {
+        let method = self.method(registry)?;
+        let refused = |reason: String| {
+            Err(BenchError::Method {
+                place: format!("`{}`", self.label),
+                reason,
+            })
+        };
+        let (wanted, made_for) = (self.task.members().len(), method.tasks());
+        if let Some(count) = made_for.filter(|count| *count < wanted) {
+            return refused(format!(
+                "it is made for {count} tasks, expected at least the {wanted} of the mixture"
+            ));
         }
-        Err(BenchError::Method {
-            place: format!("`{}`", self.label),
-            reason:
+        if self.train.packing && method.needs_own_rows() {
+            return refused(
                 "`train.packing` is true, but the method counts places from the ends of a text, \
                  puts virtual tokens before it or draws random numbers for it; leave `packing` out"
                     .into(),
-        })
+            );
+        }
+        Ok(())
     }
 
     /// What records and reports say of the trial.

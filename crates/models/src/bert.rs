@@ -141,16 +141,16 @@ impl Bert {
         assert!(batch.texts.is_none(), "a classifier takes one text a row");
         let first = self.position_rule().first();
         let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
-        let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
-        if let Some(types) = &self.types {
-            x = x + types.val().narrow(0, 0, 1).unsqueeze();
-        }
-        x = EndsSlot::enter(self.ends.as_ref(), self.norm.forward(x), pass);
         pass.see(Text {
             mask: embedded.mask.clone(),
             seen: 0,
             tasks: batch.tasks.clone(),
         });
+        let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
+        if let Some(types) = &self.types {
+            x = x + types.val().narrow(0, 0, 1).unsqueeze();
+        }
+        x = EndsSlot::enter(self.ends.as_ref(), self.norm.forward(x), pass);
         let context = Context {
             mask: embedded.mask,
             texts: None,

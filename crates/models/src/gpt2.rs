@@ -239,13 +239,13 @@ impl Gpt2 {
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
-        let x = embedded.rows + embed(&self.wpe, &embedded.positions);
-        let x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         pass.see(Text {
             mask: embedded.mask.clone(),
             seen,
             tasks: batch.tasks.clone(),
         });
+        let x = embedded.rows + embed(&self.wpe, &embedded.positions);
+        let x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         let context = Context {
             mask: embedded.mask,
             texts: batch.texts.clone(),

@@ -135,13 +135,13 @@ impl Llama {
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.embed_tokens, self.lookup.as_ref(), 0, seen, pass);
-        let angles = self.angles.at(&embedded.positions);
-        let x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
         pass.see(Text {
             mask: embedded.mask.clone(),
             seen,
             tasks: batch.tasks.clone(),
         });
+        let angles = self.angles.at(&embedded.positions);
+        let x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
         let context = Context {
             mask: embedded.mask,
             texts: batch.texts.clone(),

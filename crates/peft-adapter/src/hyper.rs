@@ -136,6 +136,11 @@ impl Method for Hyper {
         }))
     }
 
+    fn tasks(&self) -> Option<usize> {
+        // A mixed embedding takes the place of every task's.
+        self.interpolate.is_none().then_some(self.tasks)
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let shape = self.shape(geometry);
         let norm = match self.layer_norm {

@@ -108,6 +108,11 @@ impl Method for HyperInstance {
         }))
     }
 
+    /// A text's adapter is made of the mean of its row.
+    fn needs_own_rows(&self) -> bool {
+        true
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let shape = self.shape(geometry);
         (shape.d + 1) * shape.e + shape.parameters()

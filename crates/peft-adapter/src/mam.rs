@@ -7,7 +7,7 @@
 
 use peft_core::{
     AttendSlot, CoreError, EndsSlot, Fields, Foreign, Geometry, Init, Method, MethodConfig,
-    MethodInfo, Role, SharedSlot, Start, TapSlot,
+    MethodInfo, Role, SharedSlot, Start, TapSlot, VirtualTokens,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -120,6 +120,14 @@ impl Method for Mam {
 
     fn position_offset(&self) -> usize {
         self.prefix.position_offset()
+    }
+
+    fn virtual_tokens(&self) -> VirtualTokens {
+        self.prefix.virtual_tokens()
+    }
+
+    fn needs_own_rows(&self) -> bool {
+        self.adapter.needs_own_rows()
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {

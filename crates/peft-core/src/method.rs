@@ -119,6 +119,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         false
     }
 
+    /// For how many tasks the method is made, where it goes by the task of a row; tasks are counted
+    /// from 0.
+    fn tasks(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether this parameter of the base is trained.
     fn trains(&self, _param: &BaseParam) -> bool {
         false

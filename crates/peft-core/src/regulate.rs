@@ -12,6 +12,12 @@ use crate::host::{Adapted, Host, Surgeon};
 pub trait Regulator: Send {
     /// Changes what is to be changed, and says what that means for the optimizer.
     fn after_step(&mut self, step: &Step<'_>, model: &mut dyn Seams) -> Consequences;
+
+    /// The first step whose model is of the form that the method ends in: an earlier one is none to
+    /// stop at.
+    fn final_from(&self) -> usize {
+        0
+    }
 }
 
 /// A step the optimizer has just taken.

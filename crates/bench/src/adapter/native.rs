@@ -156,6 +156,15 @@ pub(super) fn fit_body(
     init: &mut Init,
 ) -> Result<Adapted<Model>> {
     let source = opened.folder.join(TENSORS).display().to_string();
+    let about: Description = serde_json::from_value(Value::Object(opened.config.clone()))
+        .map_err(|e| anyhow::anyhow!("`{source}`: the description is damaged: {e}"))?;
+    let packed = method.storage().map(|storage| storage.name());
+    let packed = packed.or((about.storage != StorageSpec::F32).then(|| about.storage.name()));
+    if let Some(packed) = packed {
+        anyhow::bail!(
+            "an adapter over `{packed}` is bound to its packed base; a part needs one over `f32`"
+        );
+    }
     let adapted = adapt(model, method, None, init)?;
     let geometry = adapted.host.geometry();
     let head: HashSet<_> = geometry

@@ -144,9 +144,9 @@ fn texts_are_not_packed_for_methods_that_need_a_row_for_each() {
         let mut trial = expanded(&format!("[[method]]\nkind = \"{kind}\""))
             .unwrap()
             .remove(0);
-        trial.check_packing(&registry).unwrap();
+        trial.check_method(&registry).unwrap();
         trial.train.packing = true;
-        trial.check_packing(&registry).map_err(|e| e.to_string())
+        trial.check_method(&registry).map_err(|e| e.to_string())
     };
     check("lora").unwrap();
     let error = check("prompt_tuning").unwrap_err();

@@ -118,7 +118,9 @@ impl Generate {
         let model = source::pinned(&self.base.model, false)?;
         let adapters = self.base.load(&model, registry, &device)?;
         let name = adapters.choose(self.chosen.as_deref());
-        let adapted = adapters.get(name.context("which adapter to use is said by `--use`")?)?;
+        let name = name.context("which adapter to use is said by `--use`")?;
+        let adapted = adapters.get(name)?;
+        adapters.check_task(name, self.task, registry)?;
         ensure!(
             adapted.host.is_causal(),
             "only language models generate text"

@@ -68,7 +68,7 @@ impl Sweep {
         let sources = fingerprints(&study, &tables)?;
         let all = expand(&study, registry, &self.compute.device, &sources)?;
         let mut trials = all.clone();
-        trials.retain(|t| self.only.as_ref().is_none_or(|part| t.id.contains(part)));
+        trials.retain(|trial| self.wants(trial));
         if let (Some(part), true) = (&self.only, trials.is_empty()) {
             bail!("no trial's id contains `{part}`; `--dry-run` without `--only` lists them");
         }
@@ -85,10 +85,16 @@ impl Sweep {
             .unwrap_or_else(|| Path::new("out").join(&study.name));
         let store = RecordStore::open(&out)?;
         let _claim = Claim::new(&out)?;
-        let plan = Plan::new(&study, trials);
+        let plan = Plan::new(&study, all.clone());
         self.run_missing(&plan, &store, registry)?;
         // The whole study, whatever part of it was run now.
         finish(&store, &all, &out)
+    }
+
+    /// Whether a trial is to be run now.
+    fn wants(&self, trial: &Trial) -> bool {
+        let part = self.only.as_ref();
+        part.is_none_or(|part| trial.id.contains(part))
     }
 
     /// Runs what has no record yet; where rates are tuned on some seeds, those come first.
@@ -99,11 +105,15 @@ impl Sweep {
             quiet: self.quiet,
         };
         for (index, trial) in plan.tuning().iter().enumerate() {
-            self.run_one(trial, (index, plan.len()), &executor, store)?;
+            if self.wants(trial) {
+                self.run_one(trial, (index, plan.len()), &executor, store)?;
+            }
         }
         let tuned = plan.tuning().len();
-        for (index, trial) in plan.rest(store)?.iter().enumerate() {
-            self.run_one(trial, (tuned + index, plan.len()), &executor, store)?;
+        for (index, trial) in plan.rest(store)?.into_iter().enumerate() {
+            if self.wants(trial) {
+                self.run_one(trial, (tuned + index, plan.len()), &executor, store)?;
+            }
         }
         Ok(())
     }
@@ -173,7 +183,7 @@ fn checked(
         let method = trial.method(registry)?;
         let at = || format!("method `{}`", trial.label);
         method.check(&geometry).with_context(at)?;
-        trial.check_packing(registry)?;
+        trial.check_method(registry)?;
         let offset = method.position_offset();
         data.check_positions(&study.task, offset, model.max_length())
             .with_context(at)?;

@@ -12,6 +12,7 @@ use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StudyFile, pair, print};
 use crate::fixed::Steps;
 use crate::hub::Kind;
+use crate::layer_drop::AdapterDrop;
 use crate::registry::Registry;
 use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
@@ -94,6 +95,10 @@ impl Train {
             study.train.learning_rate = OneOrMany::One(rate);
         }
         study.train.checkpointing |= self.checkpointing;
+        anyhow::ensure!(
+            !(self.checkpointing && study.train.adversarial.is_some()),
+            "`--checkpointing` does not go with the study's `train.adversarial`"
+        );
         study.pin(self.quiet)?;
         anyhow::ensure!(
             study.train.learning_rate.values().len() == 1,
@@ -119,6 +124,13 @@ impl Train {
         for (split, scores) in &record.scores {
             let scores: Vec<_> = scores.iter().map(|(k, v)| format!("{k} {v:.4}")).collect();
             print(&format!("{split}: {}\n", scores.join(", ")))?;
+        }
+        let dropped = trial.train.adapter_drop.map_or(0, AdapterDrop::evaluated);
+        if dropped > 0 {
+            eprintln!(
+                "note: these scores are those without the adapter in the lowest {dropped} layers; \
+                 `evaluate --drop-layers {dropped}` gives them again"
+            );
         }
         print(&format!("adapter: {}\n", self.out.display()))
     }

@@ -23,6 +23,11 @@ pub enum Weight {
 }
 
 impl Weight {
+    /// Whether it goes by the place of a token in its row, or by the row.
+    pub fn is_by_place(&self) -> bool {
+        !matches!(self, Weight::Fixed(_))
+    }
+
     /// The weight where it is the same everywhere. Only such adapters have a weight matrix of their
     /// own, virtual tokens of their own, or can be merged.
     ///

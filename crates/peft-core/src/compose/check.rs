@@ -132,9 +132,11 @@ fn learns_at_one_rate(part: &Part) -> Result<(), CoreError> {
     Err(CoreError::bad_value("kind", part.kind(), expected))
 }
 
-/// Refuses a frozen part whose values are parameters of the base: the base has others.
+/// Refuses a part that was trained before and whose values are parameters of the base: the base has
+/// others.
 fn changes_no_base(part: &Part, geometry: &Geometry) -> Result<(), CoreError> {
-    let changes = part.is_frozen() && fills(part.method(), Seam::Base, geometry);
+    let has_values = part.is_frozen() || part.adapter().is_some();
+    let changes = has_values && fills(part.method(), Seam::Base, geometry);
     match changes {
         false => Ok(()),
         true => {
@@ -215,8 +217,9 @@ fn fills(method: &dyn Method, seam: Seam, geometry: &Geometry) -> bool {
             let mut taps = geometry.taps.iter();
             taps.any(|tap| has_tap(method, tap, geometry.width))
         }
-        Seam::Attention => (0..geometry.layers)
-            .any(|layer| method.attend(layer, geometry.kv_width, &mut init).is_some()),
+        Seam::Attention => {
+            (0..geometry.layers).any(|layer| method.attend_in(layer, geometry, &mut init).is_some())
+        }
         Seam::Lookup => method.lookup(&geometry.table, &mut init).is_some(),
         Seam::Ends => method.ends(geometry.width, &mut init).is_some(),
         Seam::Base => geometry.params.iter().any(|param| method.trains(param)),

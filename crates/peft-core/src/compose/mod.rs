@@ -27,7 +27,7 @@ use crate::exchange::{Fields, Foreign};
 use crate::geometry::{BaseParam, Geometry, Table};
 use crate::init::Init;
 use crate::lookup::LookupSlot;
-use crate::method::{Method, MethodConfig, MethodInfo, Storage};
+use crate::method::{Method, MethodConfig, MethodInfo, Storage, Store, VirtualTokens};
 use crate::pass::SharedSlot;
 use crate::projection::Proj;
 use crate::regulate::Regulator;
@@ -194,6 +194,18 @@ impl<C: Composition> Method for C {
         }
     }
 
+    /// Refused: which part of the weight is frozen cannot be the matter of one part among several.
+    fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
+        for (index, part) in Method::parts(self).iter().enumerate() {
+            if part.method().split(site, base, store)?.is_some() {
+                let expected = "a method that leaves the weight whole, in a composition";
+                let error = CoreError::bad_value("kind", part.kind(), expected);
+                return Err(CoreError::part(index, error));
+            }
+        }
+        Ok(None)
+    }
+
     fn tap(&self, layer: usize, role: Role, width: usize, init: &mut Init) -> Option<TapSlot> {
         let taps = filled(Method::parts(self), |part| {
             part.tap(layer, role, width, init)
@@ -201,9 +213,9 @@ impl<C: Composition> Method for C {
         Some(self.join_taps(taps, width, init))
     }
 
-    fn attend(&self, layer: usize, kv_width: usize, init: &mut Init) -> Option<AttendSlot> {
+    fn attend_in(&self, layer: usize, geometry: &Geometry, init: &mut Init) -> Option<AttendSlot> {
         let parts = filled(Method::parts(self), |part| {
-            part.attend(layer, kv_width, init)
+            part.attend(layer, geometry, init)
         })?;
         Some(match self.joint() {
             Joint::InTurn => AttendSlot::new(seams::OnlyAttend { parts }),
@@ -239,6 +251,34 @@ impl<C: Composition> Method for C {
             // All have the same, which is checked.
             Joint::Mixed(_) => offsets.max().unwrap_or(0),
         }
+    }
+
+    fn virtual_tokens(&self) -> VirtualTokens {
+        let parts = Method::parts(self).iter();
+        VirtualTokens {
+            body: self.position_offset(),
+            keys: parts.map(|part| part.method().virtual_tokens().keys).sum(),
+        }
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        let parts = Method::parts(self).iter();
+        let of_parts = parts.filter_map(|part| part.method().tasks()).min();
+        match self.joint() {
+            Joint::Mixed(weights) if weights.iter().any(|w| matches!(w, Weight::Task(_))) => {
+                Some(of_parts.unwrap_or(usize::MAX).min(weights.len()))
+            }
+            _ => of_parts,
+        }
+    }
+
+    fn needs_own_rows(&self) -> bool {
+        let by_place = match self.joint() {
+            Joint::InTurn => false,
+            Joint::Mixed(weights) => weights.iter().any(Weight::is_by_place),
+        };
+        let mut parts = Method::parts(self).iter();
+        by_place || parts.any(|part| part.method().needs_own_rows())
     }
 
     fn trains(&self, param: &BaseParam) -> bool {

@@ -165,6 +165,11 @@ impl Part {
         self.adapter.as_deref()
     }
 
+    /// The digest of that folder's files, when the part was assembled.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
     /// Whether its parameters stay as they are.
     pub fn is_frozen(&self) -> bool {
         self.frozen.unwrap_or(self.adapter.is_some())
@@ -245,12 +250,12 @@ impl Part {
     pub(super) fn attend(
         &self,
         layer: usize,
-        kv_width: usize,
+        geometry: &Geometry,
         init: &mut Init,
     ) -> Option<AttendSlot> {
         self.slot(
             |t| t.attends.get(&layer).cloned(),
-            |m| m.attend(layer, kv_width, init),
+            |m| m.attend_in(layer, geometry, init),
         )
     }
 

@@ -121,6 +121,10 @@ impl Importance {
 }
 
 impl Regulator for Allocator {
+    fn final_from(&self) -> usize {
+        self.budget.last
+    }
+
     fn after_step(&mut self, step: &Step<'_>, model: &mut dyn Seams) -> Consequences {
         if step.number <= self.budget.last {
             let mut layers = Layers(Vec::new());
