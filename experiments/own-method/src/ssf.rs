@@ -97,6 +97,10 @@ impl Projection for SsfLinear {
     fn dims(&self) -> (usize, usize) {
         self.base.dims()
     }
+
+    fn base(&self) -> Option<Proj> {
+        Some(self.base.clone())
+    }
 }
 
 #[cfg(test)]
