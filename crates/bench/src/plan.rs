@@ -33,14 +33,9 @@ impl Plan {
     }
 
     /// How many trials are run, as far as is known before any was.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         let chosen: HashSet<_> = self.others.iter().map(|t| (&t.label, t.seed)).collect();
         self.tuning.len() + chosen.len()
-    }
-
-    /// Whether there is nothing to run.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The other trials at the rates that records of the first ones choose on dev. A label without
@@ -137,13 +132,13 @@ mod tests {
     #[test]
     fn without_tuning_seeds_every_trial_is_run() {
         let plan = plan(&study(""));
-        assert_eq!((plan.tuning().len(), plan.len()), (15, 15));
+        assert_eq!((plan.tuning().len(), plan.count()), (15, 15));
     }
 
     #[test]
     fn the_other_seeds_run_at_the_rate_that_dev_chose_for_each_label() {
         let plan = plan(&study("tuning_seeds = 1"));
-        assert_eq!((plan.tuning().len(), plan.len()), (5, 11));
+        assert_eq!((plan.tuning().len(), plan.count()), (5, 11));
         // The small rank is better at the low rate, the large one at the high rate.
         let low = |t: &Trial| (t.label == "LoRA r1") == (t.learning_rate < 2e-3);
         let store = with_records(plan.tuning(), |t| Some(if low(t) { 0.9 } else { 0.1 }));

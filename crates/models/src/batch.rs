@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::attend::Texts;
-use peft_core::{LookupSlot, Pass};
+use peft_core::{LookupSlot, Pass, Text};
 
 use crate::gpt2::embed;
 
@@ -71,7 +71,25 @@ pub(crate) struct Embedded {
 impl Batch {
     /// Embeds the tokens. `first` is the position of a first token, `seen` the number of keys a
     /// cache holds already: virtual tokens come before the first token and not again.
+    /// The pass is told what tokens it is about.
     pub(crate) fn embed(
+        &self,
+        table: &Param<Tensor<2>>,
+        lookup: Option<&LookupSlot>,
+        first: usize,
+        seen: usize,
+        pass: &Pass<'_>,
+    ) -> Embedded {
+        let embedded = self.embedded(table, lookup, first, seen, pass);
+        pass.see(Text {
+            mask: embedded.mask.clone(),
+            seen,
+            tasks: self.tasks.clone(),
+        });
+        embedded
+    }
+
+    fn embedded(
         &self,
         table: &Param<Tensor<2>>,
         lookup: Option<&LookupSlot>,

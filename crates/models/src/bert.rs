@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation::relu};
 use peft_core::{
     Activation, AttendSlot, Dense, EndsSlot, Geometry, Heads, Host, LookupSlot, Part, Pass, Proj,
-    Role, Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec,
+    Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
 };
 
 use crate::batch::{Batch, Positions};
@@ -141,11 +141,6 @@ impl Bert {
         assert!(batch.texts.is_none(), "a classifier takes one text a row");
         let first = self.position_rule().first();
         let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
-        pass.see(Text {
-            mask: embedded.mask.clone(),
-            seen: 0,
-            tasks: batch.tasks.clone(),
-        });
         let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
         if let Some(types) = &self.types {
             x = x + types.val().narrow(0, 0, 1).unsqueeze();

@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Activation, AttendSlot, EndsSlot, Geometry, Heads, Host, LookupSlot, Pass, Proj, Role,
-    Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec, kernels,
+    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -239,11 +239,6 @@ impl Gpt2 {
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
-        pass.see(Text {
-            mask: embedded.mask.clone(),
-            seen,
-            tasks: batch.tasks.clone(),
-        });
         let x = embedded.rows + embed(&self.wpe, &embedded.positions);
         let x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         let context = Context {
@@ -338,20 +333,10 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let output = self.attention(self.ln_1.forward(x.clone()), context, cache, pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_attention.as_ref(), x, output, pass);
         let h = self.c_fc.forward(self.ln_2.forward(x.clone()), pass);
         let output = self.mlp_c_proj.forward(self.activation.forward(h), pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_mlp.as_ref(), x, output, pass);
         TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 

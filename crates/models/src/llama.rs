@@ -11,7 +11,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Activation, AttendSlot, EndsSlot, Geometry, Heads, Host, LookupSlot, Pass, Proj, Role,
-    Sublayer, Surgeon, Table, TapSlot, Text, attend::AttentionSpec, kernels,
+    Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec, kernels,
 };
 
 use crate::angles::Angles;
@@ -135,11 +135,6 @@ impl Llama {
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
         let embedded = batch.embed(&self.embed_tokens, self.lookup.as_ref(), 0, seen, pass);
-        pass.see(Text {
-            mask: embedded.mask.clone(),
-            seen,
-            tasks: batch.tasks.clone(),
-        });
         let angles = self.angles.at(&embedded.positions);
         let x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
         let context = Context {
@@ -240,19 +235,9 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Tensor<3> {
         let output = self.attention(self.input_norm.forward(x.clone()), context, cache, pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_attention.as_ref(), x, output, pass);
         let output = self.feed_forward(self.mlp_norm.forward(x.clone()), pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_mlp.as_ref(), x, output, pass);
         TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 

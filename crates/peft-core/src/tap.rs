@@ -81,6 +81,22 @@ impl TapSlot {
         Self(Box::new(Holder::new(tap)))
     }
 
+    /// The residual stream with a sublayer's output added, which the tap changes if there is one; of
+    /// a model without a layer norm after the sum.
+    pub fn onto(
+        slot: Option<&Self>,
+        residual: Tensor<3>,
+        output: Tensor<3>,
+        pass: &Pass<'_>,
+    ) -> Tensor<3> {
+        let sublayer = Sublayer {
+            residual: residual.clone(),
+            output,
+            norm: None,
+        };
+        residual + Self::apply(slot, sublayer, pass)
+    }
+
     /// The sublayer's output, changed by the tap if there is one.
     pub fn apply(slot: Option<&Self>, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         match slot {

@@ -172,20 +172,10 @@ impl ToyLayer {
         };
         let attended = AttendSlot::apply(self.attend.as_ref(), heads, pass);
         let output = self.output.forward(attended, pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_attention.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_attention.as_ref(), x, output, pass);
         let h = kernels::gelu(self.up.forward(self.norm_2.forward(x.clone()), pass));
         let output = self.down.forward(h, pass);
-        let sublayer = Sublayer {
-            residual: x.clone(),
-            output,
-            norm: None,
-        };
-        let x = x + TapSlot::apply(self.after_mlp.as_ref(), sublayer, pass);
+        let x = TapSlot::onto(self.after_mlp.as_ref(), x, output, pass);
         TapSlot::apply(self.after_layer.as_ref(), Sublayer::whole_layer(x), pass)
     }
 

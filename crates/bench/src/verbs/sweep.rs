@@ -58,7 +58,7 @@ impl Sweep {
         let mut study = self.study.load()?;
         if self.check {
             let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
-            let count = Plan::new(&study, trials).len();
+            let count = Plan::new(&study, trials).count();
             print(&format!("{}: {count} trials\n", self.study.study.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -67,8 +67,8 @@ impl Sweep {
         let tables = data::tables(&study.task)?;
         let sources = fingerprints(&study, &tables)?;
         let all = expand(&study, registry, &self.compute.device, &sources)?;
-        let mut trials = all.clone();
-        trials.retain(|trial| self.wants(trial));
+        let wanted = all.iter().filter(|trial| self.wants(trial));
+        let trials: Vec<Trial> = wanted.cloned().collect();
         if let (Some(part), true) = (&self.only, trials.is_empty()) {
             bail!("no trial's id contains `{part}`; `--dry-run` without `--only` lists them");
         }
@@ -106,13 +106,13 @@ impl Sweep {
         };
         for (index, trial) in plan.tuning().iter().enumerate() {
             if self.wants(trial) {
-                self.run_one(trial, (index, plan.len()), &executor, store)?;
+                self.run_one(trial, (index, plan.count()), &executor, store)?;
             }
         }
         let tuned = plan.tuning().len();
         for (index, trial) in plan.rest(store)?.into_iter().enumerate() {
             if self.wants(trial) {
-                self.run_one(trial, (tuned + index, plan.len()), &executor, store)?;
+                self.run_one(trial, (tuned + index, plan.count()), &executor, store)?;
             }
         }
         Ok(())
