@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use peft_core::{Assembler, CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo};
+use burn::module::ParamId;
+use peft_core::{
+    Assembler, BaseParam, CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo, Part, Role,
+};
 use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
@@ -88,6 +91,7 @@ pub struct Entry {
     pub info: MethodInfo,
     parse: fn(Value, &dyn Assembler) -> Result<Parsed, String>,
     example: fn() -> Value,
+    storages: fn() -> String,
     from_peft: Reader,
     from_adapter_hub: Reader,
 }
@@ -134,6 +138,34 @@ fn parse<M: MethodConfig>(value: Value, assembler: &dyn Assembler) -> Result<Par
     Ok((value, Arc::new(config)))
 }
 
+/// The first example of a method.
+fn first_example<M: MethodConfig>() -> M {
+    let mut examples = M::examples().into_iter();
+    examples.next().expect("at least one example")
+}
+
+/// The storages of the frozen weights that a method runs over, as it behaves.
+fn storages<M: MethodConfig>() -> String {
+    let method = first_example::<M>();
+    if let Some(preset) = method.storage() {
+        return format!("its own: {}", preset.name());
+    }
+    let trains_a_matrix = method.trains(&BaseParam {
+        id: ParamId::new(),
+        name: "h.0.query.weight".into(),
+        shape: vec![2, 2],
+        part: Part::Linear,
+        layer: Some(0),
+        layers_above: Some(0),
+        transposed: false,
+        role: Some(Role::Query),
+    });
+    match trains_a_matrix {
+        true => "f32".into(),
+        false => "any".into(),
+    }
+}
+
 impl Entry {
     /// The entry of a method's configuration type.
     pub fn of<M: MethodConfig>() -> Self {
@@ -144,19 +176,19 @@ impl Entry {
             from_adapter_hub: |fields, geometry, parts| {
                 read(M::from_adapter_hub(fields, geometry)?, parts)
             },
-            example: || {
-                let example = M::examples()
-                    .into_iter()
-                    .next()
-                    .expect("at least one example");
-                json(&example)
-            },
+            example: || json(&first_example::<M>()),
+            storages: storages::<M>,
         }
     }
 
     /// An example configuration, every key with a value.
     pub fn example(&self) -> Value {
         (self.example)()
+    }
+
+    /// The storages of the frozen weights it runs over: `any`, `f32`, or the one it brings.
+    pub fn storages(&self) -> String {
+        (self.storages)()
     }
 }
 
@@ -297,12 +329,14 @@ impl Registry {
     /// The method table of the README, in Markdown.
     pub fn table(&self) -> String {
         let mut table = String::from(
-            "| kind | method | paper | seam | trained parameters | merges |\n|---|---|---|---|---|---|\n",
+            "| kind | method | paper | seam | trained parameters | merges | storage |\n\
+             |---|---|---|---|---|---|---|\n",
         );
-        for Entry { info, .. } in &self.0 {
+        for entry in &self.0 {
+            let (info, storages) = (&entry.info, entry.storages());
             let merges = if info.mergeable { "yes" } else { "no" };
             table += &format!(
-                "| `{}` | {} | {} | {} | {} | {merges} |\n",
+                "| `{}` | {} | {} | {} | {} | {merges} | {storages} |\n",
                 info.kind, info.name, info.paper, info.seam, info.formula
             );
         }

@@ -237,8 +237,21 @@ fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window
     );
 }
 
-/// The methods that train the packed matrices themselves, or bring their own storage.
-const NOT_OVER_OTHER_STORAGE: [&str; 4] = ["full", "top_layers", "qlora", "loftq"];
+#[test]
+fn the_table_says_over_which_storage_a_method_runs() {
+    let registry = Registry::builtin();
+    let storages = |kind| registry.entry(kind).unwrap().storages();
+    for (kind, expected) in [
+        ("lora", "any"),
+        ("average", "any"),
+        ("bitfit", "any"),
+        ("full", "f32"),
+        ("top_layers", "f32"),
+        ("qlora", "its own: nf4+dq"),
+    ] {
+        assert_eq!(storages(kind), expected, "{kind}");
+    }
+}
 
 /// The methods that pack what they leave of a weight: they do not start at the packed base.
 const PACKED_OTHERWISE: [&str; 2] = ["pissa", "olora"];
@@ -264,7 +277,7 @@ fn adapters_keep_the_contract_over_packed_weights() {
                 storage: Some(&storage),
             };
             $(
-                if !NOT_OVER_OTHER_STORAGE.contains(&<$method>::INFO.kind) {
+                if Entry::of::<$method>().storages() == "any" {
                     contract_over::<$method>(&setting);
                 }
             )*

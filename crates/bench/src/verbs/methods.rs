@@ -44,11 +44,12 @@ impl Methods {
         let info = entry.info;
         let merges = if info.mergeable { "yes" } else { "no" };
         print(&format!(
-            "{}\npaper:      {}\nseam:       {}\nparameters: {}\nmerges:     {merges}\n\n[[method]]\nkind = \"{}\"\n{}",
+            "{}\npaper:      {}\nseam:       {}\nparameters: {}\nmerges:     {merges}\nstorage:    {}\n\n[[method]]\nkind = \"{}\"\n{}",
             info.name,
             info.paper,
             info.seam,
             info.formula,
+            entry.storages(),
             info.kind,
             toml::to_string(&given(entry.example()))?
         ))
