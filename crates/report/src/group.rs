@@ -41,6 +41,12 @@ impl<'a> Group<'a> {
         self.chosen.map_or(&[], |i| &self.rates[i].ok)
     }
 
+    /// The dev score of every rate, by which one was chosen: the mean over the seeds that were run at
+    /// all of them.
+    pub(crate) fn compared(&self) -> Vec<Option<f64>> {
+        compared(&self.rates)
+    }
+
     pub(crate) fn trials(&self) -> usize {
         self.rates
             .iter()
@@ -130,25 +136,25 @@ pub(crate) fn groups<'a>(records: &'a [Record], metric: &Metric) -> Vec<Group<'a
 /// only where every other did too: its mean would be over the lucky seeds. The test score plays no
 /// part.
 fn choose(rates: &[Rate<'_>], metric: &Metric) -> Option<usize> {
-    let seeds = shared_seeds(rates);
-    let dev = |rate: &Rate<'_>| match seeds.is_empty() {
-        true => rate.dev(),
-        false => rate.dev_of(&seeds),
-    };
-    let better = |a: &Rate<'_>, b: &Rate<'_>| match (dev(a), dev(b)) {
-        _ if a.diverged() != b.diverged() => b.diverged(),
+    let dev = compared(rates);
+    let better = |a: usize, b: usize| match (dev[a], dev[b]) {
+        _ if rates[a].diverged() != rates[b].diverged() => rates[b].diverged(),
         (Some(a), Some(b)) => metric.better(a, b),
         (a, b) => a.is_some() && b.is_none(),
     };
     (0..rates.len())
         .filter(|&i| !rates[i].ok.is_empty())
-        .reduce(|best, i| {
-            if better(&rates[i], &rates[best]) {
-                i
-            } else {
-                best
-            }
-        })
+        .reduce(|best, i| if better(i, best) { i } else { best })
+}
+
+/// The dev scores by which the rates are compared: means over the seeds they share, if any.
+fn compared(rates: &[Rate<'_>]) -> Vec<Option<f64>> {
+    let seeds = shared_seeds(rates);
+    let dev = |rate: &Rate<'_>| match seeds.is_empty() {
+        true => rate.dev(),
+        false => rate.dev_of(&seeds),
+    };
+    rates.iter().map(dev).collect()
 }
 
 /// The seeds that ended well at every rate that has any.

@@ -114,11 +114,16 @@ mod tests {
         [1e-3, 1e-4].map(|rate| record("LoRA r8", rate, 1, 0.9, 0.9))
     }
 
+    fn two_sizes_and_rates() -> Vec<Record> {
+        let larger = record("LoRA r16", 1e-3, 1, 0.9, 0.9);
+        two_rates().into_iter().chain([larger]).collect()
+    }
+
     #[test]
     fn a_report_is_a_folder_of_tables_pages_and_plots() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep/report");
-        let records = two_rates();
+        let records = two_sizes_and_rates();
         let report = write_report(&records, &out).unwrap();
         for name in [
             "runs.csv",

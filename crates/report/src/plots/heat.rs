@@ -29,11 +29,7 @@ pub(crate) fn heat(study: Study<'_>) -> Result<Drawing, String> {
         .into_iter()
         .filter_map(|f| Panel::of(study, f))
         .collect();
-    let scores: Vec<f64> = panels
-        .iter()
-        .flat_map(Panel::cells)
-        .filter_map(Rate::dev)
-        .collect();
+    let scores: Vec<f64> = panels.iter().flat_map(Panel::scores).collect();
     if scores.is_empty() {
         return Err("no family was tried at more than one learning rate".to_owned());
     }
@@ -41,8 +37,8 @@ pub(crate) fn heat(study: Study<'_>) -> Result<Drawing, String> {
     let title = format!("{} by size and learning rate", metric.axis("Dev"));
     let header = Header {
         title: &title,
-        subtitle: "Mean over seeds. Outlined: the learning rate chosen. *: some seeds failed. \
-                   ✗: all failed.",
+        subtitle: "Mean over the seeds run at every rate. Outlined: the learning rate chosen. \
+                   *: some seeds failed. ✗: all failed.",
         legend: Vec::new(),
     };
     let range = Range::of(&scores, study.summary);
@@ -105,8 +101,9 @@ impl<'a> Panel<'a> {
         })
     }
 
-    fn cells(&self) -> impl Iterator<Item = &'a Rate<'a>> {
-        self.rows.iter().flat_map(|(_, group)| &group.rates)
+    fn scores(&self) -> impl Iterator<Item = f64> {
+        let groups = self.rows.iter().map(|(_, group)| group);
+        groups.flat_map(|group| group.compared()).flatten()
     }
 
     fn label_width(&self) -> f64 {
@@ -145,12 +142,13 @@ impl<'a> Panel<'a> {
         for (j, (label, group)) in self.rows.iter().enumerate() {
             let middle = top + CELL.1 * (j as f64 + 0.5);
             drawing.push_text(Text::new(label, (left - 6.0, middle), Align::Right).size(SMALL));
-            for (k, rate) in group.rates.iter().enumerate() {
+            let scores = group.compared();
+            for (k, (rate, score)) in group.rates.iter().zip(scores).enumerate() {
                 let name = format::rate(rate.learning_rate);
                 let column = self.rates.iter().position(|r| format::rate(*r) == name);
                 let x = left + CELL.0 * (column.unwrap_or(0) as f64 + 0.5);
                 let area = Rect::around((x, middle), CELL.0 - 5.0, CELL.1 - 6.0);
-                draw_cell(drawing, area, rate, range, summary);
+                draw_cell(drawing, area, (rate, score), range, summary);
                 if group.chosen == Some(k) {
                     outline(drawing, area);
                 }
@@ -159,8 +157,14 @@ impl<'a> Panel<'a> {
     }
 }
 
-fn draw_cell(drawing: &mut Drawing, area: Rect, rate: &Rate<'_>, range: &Range, summary: &Summary) {
-    let Some(score) = rate.dev() else {
+fn draw_cell(
+    drawing: &mut Drawing,
+    area: Rect,
+    (rate, score): (&Rate<'_>, Option<f64>),
+    range: &Range,
+    summary: &Summary,
+) {
+    let Some(score) = score else {
         drawing.rect(area, FAILED);
         let sign = if rate.ok.is_empty() { "✗" } else { "–" };
         drawing.push_text(

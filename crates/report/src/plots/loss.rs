@@ -9,9 +9,8 @@ use super::legend::{Entry, Header, Key};
 use super::mark::{Mark, families};
 use crate::record::Record;
 use crate::stats::mean;
-use crate::summary::Row;
 
-/// Lines on one plot at most; beyond that each family sends its best on dev.
+/// Lines on one plot at most; beyond that each family sends its best on dev, and of these the best.
 const MOST_LINES: usize = 12;
 /// Points of a curve at most.
 const MOST_POINTS: usize = 300;
@@ -42,7 +41,8 @@ pub(crate) fn loss(study: Study<'_>) -> Result<Drawing, String> {
     let header = Header {
         title: "Training loss",
         subtitle: if thinned {
-            "Mean over seeds at the chosen learning rate, smoothed. Of each family, its best on dev."
+            "Mean over seeds at the chosen learning rate, smoothed. Of each family its best on dev; of \
+             these the twelve best at most."
         } else {
             "Mean over seeds at the chosen learning rate, smoothed. Paler and dashed: smaller sizes."
         },
@@ -115,25 +115,27 @@ fn larger(study: Study<'_>, shown: &[usize], i: usize) -> usize {
     family.filter(before).count()
 }
 
+/// The best on dev of every family, in the families' order; of these [`MOST_LINES`] at most.
 fn best_of_families(study: Study<'_>, among: &[usize]) -> Vec<usize> {
     let rows = &study.summary.rows;
-    let better = |a: &Row, b: &Row| match (a.dev, b.dev) {
-        (Some(a), Some(b)) => study.summary.metric.better(a.mean, b.mean),
+    let dev = |i: usize| rows[i].dev.map(|dev| dev.mean);
+    let better = |a: usize, b: usize| match (dev(a), dev(b)) {
+        (Some(a), Some(b)) => study.summary.metric.better(a, b),
         (a, b) => a.is_some() && b.is_none(),
     };
     let best = |family: &str| {
         let members = among.iter().copied().filter(|&i| rows[i].family == family);
-        members.reduce(|best, i| {
-            if better(&rows[i], &rows[best]) {
-                i
-            } else {
-                best
-            }
-        })
+        members.reduce(|best, i| if better(i, best) { i } else { best })
     };
-    families(study.summary)
+    let families: Vec<_> = families(study.summary)
         .into_iter()
         .filter_map(best)
+        .collect();
+    let beaten_by = |i: usize| families.iter().filter(|&&j| better(j, i)).count();
+    let strong = families.iter().copied();
+    strong
+        .filter(|&i| beaten_by(i) < MOST_LINES)
+        .take(MOST_LINES)
         .collect()
 }
 
@@ -211,6 +213,24 @@ mod tests {
         let other = of("Houlsby 8");
         assert_eq!(other.dash, None);
         assert_ne!(other.mark.ink, largest.mark.ink);
+    }
+
+    #[test]
+    fn of_many_families_the_twelve_best_on_dev_are_drawn() {
+        let records: Vec<_> = (0..30)
+            .map(|i| record(&format!("method-{i}"), 1e-3, 1, f64::from(i) / 30.0, 0.5))
+            .collect();
+        let summary = Summary::of(&records).unwrap();
+        let groups = groups(&records, &summary.metric);
+        let (curves, thinned) = curves(Study {
+            summary: &summary,
+            groups: &groups,
+        });
+        let mut shown: Vec<_> = curves.iter().map(|c| c.label.to_owned()).collect();
+        shown.sort_by_key(|label| label["method-".len()..].parse::<u32>().unwrap());
+        let expected: Vec<_> = (18..30).map(|i| format!("method-{i}")).collect();
+        assert!(thinned);
+        assert_eq!(shown, expected);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub(crate) fn score_by_size(study: Study<'_>) -> Result<Drawing, String> {
     if series.is_empty() {
         return Err("no method with a rank or bottleneck has a test score".to_owned());
     }
+    if series.iter().all(|s| s.points.len() < 2) {
+        return Err("no method was tried at more than one size".to_owned());
+    }
     let references = references(summary);
     let spread = |e: &Estimate| [e.mean - e.sd.unwrap_or(0.0), e.mean + e.sd.unwrap_or(0.0)];
     let points = || series.iter().flat_map(|s| &s.points);
