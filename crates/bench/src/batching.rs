@@ -70,9 +70,15 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
     let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
     let length = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     let tasks: Vec<usize> = examples.iter().map(|example| example.task).collect();
+    let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks);
+    let prompts: Vec<usize> = examples.iter().map(|e| e.prompt().len()).collect();
+    let targets = targets(examples, |row| row * length, device);
     TrainBatch {
-        batch: Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks),
-        targets: targets(examples, |row| row * length, device),
+        batch: match targets {
+            Targets::Tokens { .. } => batch.with_prompts(&prompts),
+            Targets::Classes(_) => batch,
+        },
+        targets,
         tokens: rows.iter().map(|row| row.len()).sum(),
         left_out: BTreeSet::new(),
     }
@@ -186,6 +192,28 @@ mod tests {
             "the place before each"
         );
         assert_eq!(ints(next), [12, 13, 17, 16, 17]);
+    }
+
+    #[test]
+    fn a_batch_tells_prompts_from_completions_and_says_nothing_of_classes() {
+        let device = Device::flex();
+        let mut init = peft_core::Init::new(0, &device);
+        let shape = models::Gpt2Config::new(64, 16, 32, 2, 2);
+        let model = Model::random_gpt2(shape, &mut init).unwrap();
+        let example = |ids, target| Example {
+            task: 0,
+            ids,
+            target,
+            input: String::new(),
+            expected: String::new(),
+        };
+        let long = example(vec![1, 2, 3, 4], Target::Completion(3));
+        let short = example(vec![1, 2], Target::Completion(1));
+        let batch = collate(&[&long, &short], &model, &device).batch;
+        let prompts: Vec<f32> = batch.prompt.unwrap().into_data().try_to_vec().unwrap();
+        assert_eq!(prompts, [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+        let class = example(vec![1, 2], Target::Class(1));
+        assert!(collate(&[&class], &model, &device).batch.prompt.is_none());
     }
 
     #[test]

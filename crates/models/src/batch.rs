@@ -51,6 +51,9 @@ pub struct Batch {
     pub mask: Option<Tensor<2>>,
     /// The number of the task that every row belongs to, `[batch]`; absent where all are of task 0.
     pub tasks: Option<Tensor<1, Int>>,
+    /// 1 at tokens that are given, 0 at those to be written and at padding behind them, `[batch,
+    /// sequence]`; absent where all are given.
+    pub prompt: Option<Tensor<2>>,
     /// The texts of a packed row; absent where every row is one text.
     pub texts: Option<Texts>,
     /// What is added to the embedded tokens, `[batch, sequence, d]`: a small change that training is
@@ -66,6 +69,8 @@ pub(crate) struct Embedded {
     pub(crate) positions: Tensor<2, Int>,
     /// The mask of all keys so far, `[batch, keys]`.
     pub(crate) mask: Option<Tensor<2>>,
+    /// Which of them are given, `[batch, keys]`.
+    prompt: Option<Tensor<2>>,
 }
 
 impl Batch {
@@ -83,6 +88,7 @@ impl Batch {
         let embedded = self.embedded(table, lookup, first, seen, pass);
         pass.see(Text {
             mask: embedded.mask.clone(),
+            prompt: embedded.prompt.clone(),
             seen,
             tasks: self.tasks.clone(),
         });
@@ -103,12 +109,14 @@ impl Batch {
             Some(change) => rows + change.clone(),
             None => rows,
         };
-        let (positions, mask) = (self.positions_in(pass), self.mask.clone());
+        let positions = self.positions_in(pass);
+        let (mask, given) = (self.mask.clone(), self.prompt.clone());
         let Some(prompt) = LookupSlot::prompt(lookup, pass) else {
             return Embedded {
                 rows,
                 positions,
                 mask,
+                prompt: given,
             };
         };
         assert!(
@@ -116,15 +124,17 @@ impl Batch {
             "a method with virtual tokens says that texts need rows of their own"
         );
         let ([batch, _, d], [n, _]) = (rows.dims(), prompt.dims());
-        let mask = mask.map(|mask| {
+        let with_virtual_ones = |mask: Tensor<2>| {
             let virtual_ones = Tensor::ones([batch, n], &mask.device());
             Tensor::cat(vec![virtual_ones, mask], 1)
-        });
+        };
+        let (mask, given) = (mask.map(with_virtual_ones), given.map(with_virtual_ones));
         if seen > 0 {
             return Embedded {
                 rows,
                 positions,
                 mask,
+                prompt: given,
             };
         }
         let prompt = prompt.unsqueeze::<3>().expand([batch, n, d]);
@@ -135,6 +145,7 @@ impl Batch {
             rows: Tensor::cat(vec![prompt, rows], 1),
             positions: Tensor::cat(vec![own, positions], 1),
             mask,
+            prompt: given,
         }
     }
 
@@ -158,6 +169,22 @@ impl Batch {
         let several = tasks.iter().any(|task| *task != 0);
         let device = self.ids.device();
         self.tasks = several.then(|| Tensor::from_data(TensorData::new(numbers, [rows]), &device));
+        self
+    }
+
+    /// The batch with how many first tokens of every row are given, where rows are padded behind
+    /// their texts.
+    ///
+    /// # Panics
+    /// If there are not as many numbers as rows.
+    #[must_use]
+    pub fn with_prompts(mut self, lengths: &[usize]) -> Self {
+        let [rows, length] = self.ids.dims();
+        assert_eq!(lengths.len(), rows, "every row has a prompt");
+        let given = |given: usize| (0..length).map(move |i| f32::from(u8::from(i < given)));
+        let values: Vec<f32> = lengths.iter().copied().flat_map(given).collect();
+        let values = TensorData::new(values, [rows, length]);
+        self.prompt = Some(Tensor::from_data(values, &self.ids.device()));
         self
     }
 
@@ -216,6 +243,7 @@ impl Batch {
             positions: int(numbered),
             mask: padded.then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
             tasks: None,
+            prompt: None,
             texts: None,
             perturbation: None,
         }
@@ -240,6 +268,7 @@ impl Batch {
             positions: row(numbered.collect()),
             mask: None,
             tasks: None,
+            prompt: None,
             texts: Some(Texts::new(&lengths)),
             perturbation: None,
         }

@@ -249,6 +249,7 @@ impl<'a> Decoder<'a> {
             positions,
             mask,
             tasks: self.next.tasks.take(),
+            prompt: None,
             texts: None,
             perturbation: None,
         };

@@ -1,5 +1,5 @@
 //! LoReFT: low-rank edits of the hidden states behind every layer, at the first and last positions
-//! of the text.
+//! of the text. Of a completion the text is the prompt alone, as in the paper.
 //!
 //! Paper: Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", arXiv 2404.03592.
 //! Seam: whole layers. `h' = h + (h S + b - h R) R^T` with `R` of orthonormal columns; without

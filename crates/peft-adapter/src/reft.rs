@@ -148,7 +148,8 @@ fn reflected(q: Tensor<2>, v: Tensor<2>) -> Tensor<2> {
     q - v.matmul(along) * scale.unsqueeze()
 }
 
-/// Edits the first and the last positions of every text.
+/// Edits the first and the last positions of every text. What a language model is to write is no
+/// part of the text, in training as in generation.
 #[derive(Module, Debug)]
 pub struct Reft {
     /// One for the first and one for the last positions, or one for both.
@@ -175,6 +176,10 @@ impl Tap for Reft {
         let [batch, length, _] = x.dims();
         let mask = text.mask;
         let mask = mask.unwrap_or_else(|| Tensor::ones([batch, length], &x.device()));
+        let mask = match text.prompt {
+            Some(prompt) => mask * prompt,
+            None => mask,
+        };
         let [first, last] = selected(mask, self.positions);
         // Where both would edit, the later one does, as in AdapterHub.
         let first = first * last.clone().neg().add_scalar(1.0);

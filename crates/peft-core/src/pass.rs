@@ -15,6 +15,9 @@ use crate::projection::short_type_name;
 pub struct Text {
     /// `[batch, keys]`, 1 at real tokens and 0 at padding; none where nothing is padded.
     pub mask: Option<Tensor<2>>,
+    /// `[batch, keys]`, 1 at tokens that are given and 0 at those a language model is to write (and
+    /// at padding behind them), which are not there yet when it writes; none where all are given.
+    pub prompt: Option<Tensor<2>>,
     /// How many tokens of every row a cache holds already.
     pub seen: usize,
     /// The number of the task that every row belongs to, `[batch]`; none where all are of task 0.
