@@ -7,11 +7,13 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use models::{Loaded, Model};
-use peft_core::{Adapted, Init, blend, pack};
+use peft_core::{Adapted, Host, Init, blend};
 use serde_json::Value;
 
-use crate::adapter::{self, Card, Opened};
+use crate::adapter::{self, Base, Card, Opened};
+use crate::heads::Heads;
 use crate::hub::{Kind, RepoId};
+use crate::layer_drop::without_lowest;
 use crate::parts;
 use crate::registry::Registry;
 use crate::source;
@@ -30,6 +32,8 @@ pub struct AdapterArg {
     pub folder: PathBuf,
     /// Its weight in a combination.
     pub weight: Option<f64>,
+    /// How many of the lowest layers go without it, in place of what it says itself.
+    pub drop_layers: Option<usize>,
 }
 
 impl FromStr for AdapterArg {
@@ -59,6 +63,7 @@ impl FromStr for AdapterArg {
             name,
             folder,
             weight,
+            drop_layers: None,
         })
     }
 }
@@ -92,7 +97,7 @@ struct Set {
 /// so that an adapter costs the memory of its own ones, and using another costs nothing. An
 /// adapter that says how its base is stored brings a packed copy of it, unless the base is packed so.
 pub struct Adapters {
-    base: Model,
+    base: Base,
     config: Value,
     bare: Adapted<Model>,
     sets: Vec<Set>,
@@ -124,16 +129,13 @@ impl Adapters {
         let classes = first.as_ref().and_then(Opened::classes);
         let seed = first.as_ref().map_or(0, Opened::seed);
         let Loaded {
-            model: base,
+            model,
             config,
             new_layers,
         } = source::load(model, classes, &mut Init::new(seed, &training))?;
-        let base = match storage.build() {
-            Some(storage) => pack(base.no_grad(), storage)?,
-            None => base,
-        };
+        let base = Base::stored(model, storage)?;
         let mut loaded = Self {
-            bare: Adapted::plain(base.valid()),
+            bare: Adapted::plain(base.model().valid()),
             base,
             config,
             sets: Vec::new(),
@@ -144,6 +146,7 @@ impl Adapters {
         for arg in adapters {
             loaded.add(arg, registry)?;
         }
+        loaded.base.forget_read();
         match adapters.iter().any(|arg| arg.weight.is_some()) {
             true => loaded.blended(adapters),
             false => Ok(loaded),
@@ -162,7 +165,7 @@ impl Adapters {
             })?;
             parts.push((weight, set.model.clone()));
         }
-        let model = blend(self.base.valid(), parts)?;
+        let model = blend(self.base.model().valid(), parts)?;
         Ok(self.joined(model))
     }
 
@@ -200,7 +203,12 @@ impl Adapters {
     /// # Errors
     /// As [`Adapters::load`].
     pub fn add(&mut self, arg: &AdapterArg, registry: &Registry) -> Result<()> {
-        let AdapterArg { name, folder, .. } = arg;
+        let AdapterArg {
+            name,
+            folder,
+            drop_layers,
+            ..
+        } = arg;
         ensure!(
             self.names().all(|known| known != name),
             "two adapters are called `{name}`; give NAME=DIR"
@@ -217,13 +225,17 @@ impl Adapters {
         );
         // Clones share their tensors; only what the adapter adds is new.
         let init = &mut Init::new(opened.seed(), &self.training);
-        let fitted = opened
-            .fit(self.base.clone(), &StorageSpec::F32, registry, init)
-            .with_context(at)?;
+        let fitted = opened.fit(&self.base, registry, init).with_context(at)?;
+        let layers = fitted.model.host.geometry().layers;
+        let dropped = drop_layers.unwrap_or(fitted.card.dropped_layers);
+        ensure!(
+            dropped <= layers,
+            "`--drop-layers` is {dropped}, expected at most {layers}, the model's layers"
+        );
         self.sets.push(Set {
             name: name.clone(),
             card: fitted.card,
-            model: fitted.model.valid(),
+            model: without_lowest(&fitted.model, dropped).valid(),
         });
         Ok(())
     }
@@ -288,6 +300,12 @@ impl Adapters {
             Some(_) => &[],
             None => &self.new_layers,
         }
+    }
+
+    /// The classes of the adapter loaded last, as it names them.
+    pub fn heads(&self) -> Heads {
+        let last = self.sets.last();
+        last.map(|set| set.card.heads.clone()).unwrap_or_default()
     }
 
     /// The base model's configuration.

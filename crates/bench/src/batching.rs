@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use models::{Batch, Model, Side};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -58,8 +58,14 @@ pub enum Targets {
         /// How many they are.
         count: usize,
     },
-    /// Classes, `[batch]`.
-    Classes(Tensor<1, Int>),
+    /// Classes.
+    Classes {
+        /// The output that is each row's class, `[batch]`.
+        outputs: Tensor<1, Int>,
+        /// The outputs that are of other tasks than a row's, `[batch, outputs]`; none where all are
+        /// of one task.
+        others: Option<Tensor<2, Bool>>,
+    },
 }
 
 /// Puts examples on a device as a training batch, padded to the longest.
@@ -72,7 +78,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
     let tasks: Vec<usize> = examples.iter().map(|example| example.task).collect();
     let batch = Batch::new(&rows, 0, Side::Right, model.positions(), device).of_tasks(&tasks);
     let prompts: Vec<usize> = examples.iter().map(|e| e.prompt().len()).collect();
-    let targets = targets(examples, |row| row * length, device);
+    let targets = targets(examples, |row| row * length, model, device);
     TrainBatch {
         batch: match targets {
             Targets::Tokens { .. } => batch.with_prompts(&prompts),
@@ -94,14 +100,19 @@ pub fn pack(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch
     let start = |row: usize| rows[..row].iter().map(|row| row.len()).sum();
     TrainBatch {
         batch: Batch::packed(&rows, model.positions(), device),
-        targets: targets(examples, start, device),
+        targets: targets(examples, start, model, device),
         tokens: start(rows.len()),
         left_out: BTreeSet::new(),
     }
 }
 
 /// What is to be learnt of examples whose first tokens have these flat positions.
-fn targets(examples: &[&Example], start: impl Fn(usize) -> usize, device: &Device) -> Targets {
+fn targets(
+    examples: &[&Example],
+    start: impl Fn(usize) -> usize,
+    model: &Model,
+    device: &Device,
+) -> Targets {
     let ints = |values: Vec<i64>| {
         let count = values.len();
         Tensor::from_data(TensorData::new(values, [count]), device)
@@ -116,7 +127,7 @@ fn targets(examples: &[&Example], start: impl Fn(usize) -> usize, device: &Devic
             }
         };
         match &example.target {
-            Target::Class(class) => classes.push(*class as i64),
+            Target::Class { output, .. } => classes.push(*output as i64),
             Target::Completion(start) => learn(*start..example.ids.len()),
             Target::Parts { learned, .. } => learned.iter().cloned().for_each(learn),
         }
@@ -134,8 +145,25 @@ fn targets(examples: &[&Example], start: impl Fn(usize) -> usize, device: &Devic
             examples.len(),
             "a batch holds one kind of target"
         );
-        Targets::Classes(ints(classes))
+        Targets::Classes {
+            outputs: ints(classes),
+            others: others(examples, model.classes().unwrap_or(0), device),
+        }
     }
+}
+
+/// The outputs of a classifier that are of other tasks than that of each example.
+fn others(examples: &[&Example], outputs: usize, device: &Device) -> Option<Tensor<2, Bool>> {
+    let is_other = |example: &&Example| {
+        let of = match &example.target {
+            Target::Class { of, .. } => of.clone(),
+            Target::Completion(_) | Target::Parts { .. } => 0..outputs,
+        };
+        (0..outputs).map(move |output| !of.contains(&output))
+    };
+    let mask: Vec<bool> = examples.iter().flat_map(is_other).collect();
+    let several = mask.contains(&true);
+    several.then(|| Tensor::from_data(TensorData::new(mask, [examples.len(), outputs]), device))
 }
 
 #[cfg(test)]
@@ -149,7 +177,10 @@ mod tests {
         let example = |i: usize| Example {
             task: 0,
             ids: vec![1; 1 + (i * 7) % 23],
-            target: Target::Class(0),
+            target: Target::Class {
+                output: 0,
+                of: 0..2,
+            },
             input: i.to_string(),
             expected: String::new(),
         };

@@ -17,6 +17,7 @@ use tasks::read::sha256;
 use tasks::split::{Example as _, Splits, subsample};
 use tokenizers::Tokenizer;
 
+use crate::heads::Heads;
 use crate::source;
 use crate::study::{Limit, Task};
 
@@ -52,7 +53,12 @@ pub enum Target {
         answer: usize,
     },
     /// A class.
-    Class(usize),
+    Class {
+        /// The output of the classifier that is its.
+        output: usize,
+        /// The outputs that are of the example's task.
+        of: Range<usize>,
+    },
 }
 
 impl Example {
@@ -60,7 +66,17 @@ impl Example {
     pub fn prompt(&self) -> &[u32] {
         match self.target {
             Target::Completion(start) | Target::Parts { answer: start, .. } => &self.ids[..start],
-            Target::Class(_) => &self.ids,
+            Target::Class { .. } => &self.ids,
+        }
+    }
+
+    /// Makes it an example of the task of this number, whose outputs are among these.
+    fn become_task(&mut self, number: usize, heads: &Heads) {
+        self.task = number;
+        if let Target::Class { output, of } = &mut self.target {
+            let class = *output - of.start;
+            *of = heads.range(number);
+            *output = of.start + class;
         }
     }
 }
@@ -69,8 +85,8 @@ impl Example {
 pub struct Data {
     /// The three splits.
     pub splits: Splits<Example>,
-    /// Names of the classes; empty for completions.
-    pub labels: Vec<String>,
+    /// The classes, of every task of a mixture; none for completions.
+    pub heads: Heads,
     /// The token that ends an answer.
     pub eos: Option<u32>,
     /// The text that ends an answer, where it is no token of its own.
@@ -120,6 +136,18 @@ impl Data {
         );
         Ok(())
     }
+
+    /// Makes the examples, which are of one task, those of the task of this number; `heads` are
+    /// those of the model that is to be asked, which may know other tasks too.
+    pub(crate) fn become_task(&mut self, number: usize, heads: Heads) {
+        let splits = &mut self.splits;
+        for split in [&mut splits.train, &mut splits.dev, &mut splits.test] {
+            split
+                .iter_mut()
+                .for_each(|example| example.become_task(number, &heads));
+        }
+        self.heads = heads;
+    }
 }
 
 impl tasks::split::Example for Example {
@@ -128,7 +156,7 @@ impl tasks::split::Example for Example {
     }
 }
 
-fn assemble(encoded: Encoded, tables: &Rows, limit: &Limit) -> Data {
+fn assemble(task: Option<&str>, encoded: Encoded, tables: &Rows, limit: &Limit) -> Data {
     // The same draw for every trial: seeds vary training, not the question.
     const DRAW: u64 = 0;
     let limits = [limit.train, limit.dev, limit.test];
@@ -173,7 +201,7 @@ fn assemble(encoded: Encoded, tables: &Rows, limit: &Limit) -> Data {
     });
     Data {
         splits,
-        labels: encoded.labels,
+        heads: Heads::new(task, encoded.labels),
         eos: encoded.eos,
         stop: encoded.stop,
         info,
@@ -267,7 +295,7 @@ pub fn examples(
             let chat = chat_template(task, folder)?;
             let eos = source::eos(&loaded.config, &tokenizer);
             let encoded = encode(rows, task, eos, &tokenizer, chat)?;
-            Ok(assemble(encoded, rows, task.limit()))
+            Ok(assemble(name, encoded, rows, task.limit()))
         };
         let part = match name {
             Some(name) => part().with_context(|| format!("task `{name}`"))?,

@@ -1,8 +1,9 @@
 //! Scores of a model on a split.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use models::{Choice, Generation, Model, generate};
@@ -92,7 +93,7 @@ impl Evaluator<'_> {
             let batch = collate(&rows, &trainee.model.host, &self.device);
             let weight = match &batch.targets {
                 Targets::Tokens { count, .. } => *count,
-                Targets::Classes(_) => rows.len(),
+                Targets::Classes { .. } => rows.len(),
             } as f64;
             let loss: f32 = trainee.loss(&batch).into_scalar::<f32>();
             sum += f64::from(loss) * weight;
@@ -104,7 +105,18 @@ impl Evaluator<'_> {
     fn classes(&self, model: &Adapted<Model>, examples: &[Example]) -> Result<Scores> {
         let mut predicted = vec![0; examples.len()];
         let mut losses = vec![0.0; examples.len()];
-        let truth: Vec<usize> = examples.iter().map(class).collect();
+        let labels = self
+            .data
+            .heads
+            .labels(examples.first().map_or(0, |example| example.task));
+        let (truth, outputs): (Vec<_>, Vec<_>) = examples.iter().map(class).unzip();
+        let (found, wanted) = (model.host.classes(), self.data.heads.outputs());
+        ensure!(
+            found == wanted,
+            "the model tells {} classes apart, expected the {} of the labels",
+            found.unwrap_or(0),
+            wanted.unwrap_or(0)
+        );
         for indices in by_length(examples, self.batch_size) {
             let rows: Vec<_> = indices.iter().map(|index| &examples[*index]).collect();
             let batch = collate(&rows, &model.host, &self.device).batch;
@@ -112,11 +124,12 @@ impl Evaluator<'_> {
             let classes = logits.dims()[1];
             let logits: Vec<f32> = logits.into_data().convert::<f32>().try_to_vec()?;
             for (row, index) in logits.chunks(classes).zip(indices) {
+                let row = &row[outputs[index].clone()];
                 predicted[index] = largest(row);
                 losses[index] = cross_entropy(row, truth[index]);
             }
         }
-        let confusion = Confusion::new(&truth, &predicted, self.data.labels.len())?;
+        let confusion = Confusion::new(&truth, &predicted, labels.len())?;
         let mut values = BTreeMap::from([
             (Metric::Accuracy.name().to_string(), confusion.accuracy()),
             (Metric::MacroF1.name().to_string(), confusion.macro_f1()),
@@ -127,8 +140,8 @@ impl Evaluator<'_> {
             losses.iter().sum::<f64>() / losses.len().max(1) as f64,
         );
         let predictions = predicted.iter().zip(&truth).map(|(p, t)| Prediction {
-            predicted: self.data.labels[*p].clone(),
-            expected: self.data.labels[*t].clone(),
+            predicted: labels[*p].clone(),
+            expected: labels[*t].clone(),
             score: f64::from(u8::from(p == t)),
         });
         Ok(Scores {
@@ -210,9 +223,10 @@ fn until(mut text: String, stop: Option<&str>) -> String {
     text
 }
 
-fn class(example: &Example) -> usize {
-    match example.target {
-        Target::Class(class) => class,
+/// The class of an example among those of its task, and the outputs that are of them.
+fn class(example: &Example) -> (usize, Range<usize>) {
+    match &example.target {
+        Target::Class { output, of } => (output - of.start, of.clone()),
         Target::Completion(_) | Target::Parts { .. } => {
             unreachable!("a classification task has classes")
         }

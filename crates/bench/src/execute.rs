@@ -238,7 +238,7 @@ fn finish(
 ) -> Result<()> {
     let started = Instant::now();
     if let Some(folder) = save {
-        adapter::save(&outcome.model, trial, &evaluator.data.labels, folder)?;
+        adapter::save(&outcome.model, trial, &evaluator.data.heads, folder)?;
     }
     let splits = &evaluator.data.splits;
     let scored = as_evaluated(&outcome.model, &trial.train);

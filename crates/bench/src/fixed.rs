@@ -94,7 +94,10 @@ fn classes(labels: &[i64], count: usize, device: &Device) -> Result<Targets> {
     if let Some(label) = labels.iter().find(|l| !(0..count as i64).contains(*l)) {
         bail!("`labels` holds {label}, expected classes from 0 to below {count}");
     }
-    Ok(Targets::Classes(ints(labels.to_vec(), device)))
+    Ok(Targets::Classes {
+        outputs: ints(labels.to_vec(), device),
+        others: None,
+    })
 }
 
 /// How the steps on given batches are taken.

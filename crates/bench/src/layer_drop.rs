@@ -89,7 +89,12 @@ pub fn as_evaluated<'a>(
     model: &'a Adapted<Model>,
     config: &TrainConfig,
 ) -> Cow<'a, Adapted<Model>> {
-    match config.adapter_drop.map_or(0, AdapterDrop::evaluated) {
+    without_lowest(model, config.adapter_drop.map_or(0, AdapterDrop::evaluated))
+}
+
+/// The model without what its method put into so many of its lowest layers.
+pub fn without_lowest(model: &Adapted<Model>, layers: usize) -> Cow<'_, Adapted<Model>> {
+    match layers {
         0 => Cow::Borrowed(model),
         lowest => Cow::Owned(model.without_layers(&(0..lowest).collect())),
     }

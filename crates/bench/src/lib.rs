@@ -20,6 +20,7 @@ pub mod execute;
 pub mod fixed;
 pub mod flops;
 pub mod groups;
+pub mod heads;
 pub mod hub;
 pub mod layer_drop;
 pub mod memory;

@@ -11,11 +11,10 @@ use peft_core::compose::Trained;
 use peft_core::{Adapted, Assembler, CoreError, Host, Init, Method, adapt};
 use serde_json::{Map, Value};
 
-use crate::adapter::Card;
+use crate::adapter::{Base, Card};
 use crate::error::{BenchError, told};
 use crate::hub::Kind;
 use crate::registry::Registry;
-use crate::trial::StorageSpec;
 use crate::{adapter, source};
 
 /// Keys of a configuration that name other methods: a list of tables, and a list of folders.
@@ -99,16 +98,22 @@ pub fn bring(method: &dyn Method, base: &Model, training: &Device) -> Result<()>
 pub fn composed(
     composition: &str,
     parts: &[(&Card, &Adapted<Model>)],
-    base: &Model,
+    base: &Base,
     registry: &Registry,
 ) -> Result<Adapted<Model>> {
     let (kind, mut config) = keys(composition)?;
     ensure!(!parts.is_empty(), "there is no adapter to compose");
     let values = parts.iter().map(|(card, _)| {
         ensure!(
-            card.storage == StorageSpec::F32,
+            card.storage == *base.storage(),
             "an adapter over `{}` is bound to its packed base",
             card.storage.name()
+        );
+        ensure!(
+            card.dropped_layers == 0,
+            "an adapter that goes without its lowest {} layers is no part of another method; \
+             `peft-bench convert --drop-layers 0` makes it one of all layers",
+            card.dropped_layers
         );
         let mut part = card.config.as_object().cloned().unwrap_or_default();
         part.insert("kind".into(), card.kind.clone().into());
@@ -125,7 +130,7 @@ pub fn composed(
             preset.name()
         );
     }
-    let base = base.valid();
+    let base = base.model().valid();
     let geometry = base.geometry();
     method.check(&geometry)?;
     // What is counted is trained, and all parts are frozen.

@@ -13,6 +13,7 @@ use tokenizers::Tokenizer;
 
 use crate::data::{Data, Example, Target};
 use crate::evaluate::Evaluator;
+use crate::heads::Heads;
 use crate::progress::Progress;
 use crate::study::{DataSource, Limit, ScenarioSource, Task, TrainConfig};
 use crate::train::{seed_device, train};
@@ -62,7 +63,7 @@ pub fn pretrain(
             dev: dev.to_vec(),
             test: Vec::new(),
         },
-        labels: Vec::new(),
+        heads: Heads::default(),
         eos: Some(eos),
         stop: None,
         info: Default::default(),

@@ -92,6 +92,7 @@ pub struct Entry {
     parse: fn(Value, &dyn Assembler) -> Result<Parsed, String>,
     example: fn() -> Value,
     storages: fn() -> String,
+    in_full: fn(Value) -> Option<Value>,
     from_peft: Reader,
     from_adapter_hub: Reader,
 }
@@ -172,6 +173,11 @@ impl Entry {
         Self {
             info: M::INFO,
             parse: parse::<M>,
+            in_full: |config| {
+                serde_json::from_value(config)
+                    .ok()
+                    .map(|config: M| json(&config))
+            },
             from_peft: |fields, geometry, parts| read(M::from_peft(fields, geometry)?, parts),
             from_adapter_hub: |fields, geometry, parts| {
                 read(M::from_adapter_hub(fields, geometry)?, parts)
@@ -266,6 +272,16 @@ impl Registry {
             place: format!("`{kind}`"),
             reason,
         })
+    }
+
+    /// A configuration of a kind with every key that it leaves to its default.
+    ///
+    /// # Errors
+    /// As [`Registry::parse`].
+    pub fn in_full(&self, kind: &str, config: &Value) -> Result<Value, BenchError> {
+        let (config, _) = self.resolve(kind, config)?;
+        let full = (self.entry(kind)?.in_full)(config.clone());
+        Ok(full.unwrap_or(config))
     }
 
     /// The method that an HF PEFT configuration describes.

@@ -213,7 +213,7 @@ fn run(
     device: &Device,
     mut pace: impl FnMut() -> Result<()>,
 ) -> Result<Run> {
-    let examples = random_examples(model.host.vocab_size(), model.host.is_causal(), work);
+    let examples = random_examples(&model.host, work);
     let rows: Vec<&Example> = examples.iter().collect();
     let schedule = Schedule::new(Decay::Constant, 1e-3, 0, WARM_UP + work.steps);
     let mut stepper = Stepper::new(model, Groups::one(0.01), schedule, 0.0)
@@ -258,16 +258,20 @@ fn ceiling(tokens: usize, width: usize) -> f64 {
     (8 * tokens * width * width) as f64 / quantile(&times, 0.5) / 1e9
 }
 
-fn random_examples(vocab: usize, causal: bool, work: Work) -> Vec<Example> {
+fn random_examples(model: &Model, work: Work) -> Vec<Example> {
+    let vocab = model.vocab_size();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let example = |row: usize| Example {
         task: 0,
         ids: (0..work.seq)
             .map(|_| rng.random_range(0..vocab as u32))
             .collect(),
-        target: match causal {
-            true => Target::Completion(1),
-            false => Target::Class(row % 2),
+        target: match model.classes() {
+            None => Target::Completion(1),
+            Some(classes) => Target::Class {
+                output: row % classes,
+                of: 0..classes,
+            },
         },
         input: String::new(),
         expected: String::new(),

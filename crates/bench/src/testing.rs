@@ -74,7 +74,10 @@ pub(crate) fn examples(model: &Model) -> Vec<Example> {
             .collect(),
         target: match causal {
             true => Target::Completion(3),
-            false => Target::Class(row % 2),
+            false => Target::Class {
+                output: row % 2,
+                of: 0..2,
+            },
         },
         input: String::new(),
         expected: String::new(),

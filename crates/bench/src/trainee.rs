@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{ExecutionError, Int, Tensor, activation::log_softmax};
+use burn::tensor::{Bool, ExecutionError, Int, Tensor, activation::log_softmax};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use models::Model;
 use peft_core::{Adapted, Pass};
@@ -42,9 +42,11 @@ impl Trainee {
             Targets::Tokens { places, next, .. } => {
                 host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
             }
-            Targets::Classes(classes) => {
-                class_loss(host.class_logits(&batch.batch, &pass), classes.clone())
-            }
+            Targets::Classes { outputs, others } => class_loss(
+                host.class_logits(&batch.batch, &pass),
+                outputs,
+                others.as_ref(),
+            ),
         };
         with_auxiliary(loss, &pass)
     }
@@ -62,16 +64,27 @@ impl Trainee {
                 let learned = (places.clone(), next.clone());
                 host.completion_loss_of(x, &batch.batch, learned, pass)
             }
-            Targets::Classes(classes) => class_loss(host.class_logits_of(x), classes.clone()),
+            Targets::Classes { outputs, others } => {
+                class_loss(host.class_logits_of(x), outputs, others.as_ref())
+            }
         };
         with_auxiliary(loss, pass)
     }
 }
 
-/// Mean cross-entropy of classes.
-fn class_loss(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
-    let rows = classes.dims()[0];
-    let chosen = classes.reshape([rows, 1]);
+/// Mean cross-entropy of classes, each among the outputs of its own task.
+fn class_loss(
+    logits: Tensor<2>,
+    outputs: &Tensor<1, Int>,
+    others: Option<&Tensor<2, Bool>>,
+) -> Tensor<1> {
+    // No share of a softmax is left for the least of numbers, and so no gradient.
+    let logits = match others {
+        Some(others) => logits.mask_fill(others.clone(), f32::MIN),
+        None => logits,
+    };
+    let rows = outputs.dims()[0];
+    let chosen = outputs.clone().reshape([rows, 1]);
     log_softmax(logits, 1).gather(1, chosen).mean().neg()
 }
 
@@ -157,6 +170,9 @@ pub fn scale_gradients<M: Module>(
     module.visit(&mut scale);
     scale.0
 }
+
+#[cfg(test)]
+mod class_tests;
 
 #[cfg(test)]
 mod tests {

@@ -307,12 +307,16 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     }
     let mut config = trial.config.clone();
     parts::forget_folders(&mut config);
-    let decisive = serde_json::json!({
+    let mut decisive = serde_json::json!({
         "generation": GENERATION, "sources": sources, "task": task, "train": trial.train,
         "kind": trial.kind, "config": config, "storage": trial.storage,
         "learning_rate": trial.learning_rate, "seed": trial.seed, "samples": trial.samples,
         "device": trial.device,
     });
+    // Tasks of classes had one head for all when there were only those with the same labels.
+    if matches!(&trial.task, Task::Mixture(mixture) if mixture.is_of_classes()) {
+        decisive["heads"] = "of every task".into();
+    }
     trial.hash = hex(&Sha256::digest(decisive.to_string().as_bytes()));
     trial
 }

@@ -62,7 +62,7 @@ fn write_adapter(model: &Path, kind: &str, config: serde_json::Value, seed: u64,
         config,
         storage: StorageSpec::F32,
         seed: Some(seed),
-        labels: Vec::new(),
+        ..Card::default()
     };
     let fitted = Fitted {
         model,
@@ -115,6 +115,7 @@ fn loaded(folder: &Path) -> (Vec<AdapterArg>, Adapters) {
             name,
             folder: own,
             weight: None,
+            drop_layers: None,
         });
     }
     let registry = Registry::builtin();
@@ -248,6 +249,63 @@ fn adapters_for_a_packed_base_compute_as_over_one_packed_for_each_and_share_it()
     }
 }
 
+#[test]
+fn a_method_that_divides_the_weight_divides_it_before_the_base_is_packed() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    write_base(folder.path());
+    let registry = Registry::builtin();
+    let nf4 = StorageSpec::Nf4(peft_qlora::Nf4::new(64, false));
+    let load = |storage: &StorageSpec, args: &[AdapterArg]| {
+        Adapters::load(folder.path(), storage, args, &registry, &Device::flex())
+    };
+    let mut args: Vec<AdapterArg> = Vec::new();
+    let layer = "h.0.attn.c_attn";
+    for (place, (kind, config)) in [
+        ("pissa", json!({"rank": 2, "niter": 2, "targets": layer})),
+        ("olora", json!({"rank": 2, "targets": layer})),
+        (
+            "loftq",
+            json!({"rank": 2, "niter": 2, "double_quant": false, "targets": layer}),
+        ),
+        ("lora", json!({"rank": 2})),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let own = folder.path().join(kind);
+        write_adapter(folder.path(), kind, config, place as u64 + 1, &own);
+        args.push(own.to_str().unwrap().parse().unwrap());
+    }
+    // One beside the other, the last over the packed base itself.
+    let adapters = load(&nf4, &args).unwrap();
+    for arg in &args {
+        let found = logits(adapters.get(&arg.name).unwrap());
+        let alone = load(&nf4, std::slice::from_ref(arg)).unwrap().into_last();
+        assert_eq!(found, logits(&alone), "{}", arg.name);
+        // As training does, where the adapter says itself how its base is stored.
+        let file = arg.folder.join("adapter.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut about: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if arg.name != "loftq" {
+            about["storage"] = serde_json::to_value(&nf4).unwrap();
+            std::fs::write(&file, about.to_string()).unwrap();
+        }
+        let expected = logits(&afresh(folder.path(), &arg.folder));
+        assert_eq!(found, expected, "{}", arg.name);
+        let both = load(&nf4, std::slice::from_ref(arg)).unwrap().into_last();
+        assert_eq!(logits(&both), expected, "{}", arg.name);
+
+        let int8 = StorageSpec::Int8(peft_qlora::Int8 {});
+        let error = load(&int8, std::slice::from_ref(arg)).err().unwrap();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("nf4 in blocks of 64") && error.contains("int8"),
+            "{error}"
+        );
+    }
+}
+
 /// The logits of two LoRA adapters, alone and combined with these weights.
 fn combined(folder: &Path, weights: [f64; 2]) -> [Vec<f32>; 3] {
     let mut args = Vec::new();
@@ -259,6 +317,7 @@ fn combined(folder: &Path, weights: [f64; 2]) -> [Vec<f32>; 3] {
             name: name.into(),
             folder: own,
             weight: None,
+            drop_layers: None,
         });
     }
     let alone = |arg: &AdapterArg| logits(&afresh(folder, &arg.folder));
@@ -344,6 +403,7 @@ fn blended(
             name: format!("{kind}-{seed}"),
             folder: own,
             weight: Some(weight),
+            drop_layers: None,
         });
     }
     Adapters::load(

@@ -48,7 +48,7 @@ fn fitted(base: Model, method: &Value) -> anyhow::Result<Fitted> {
         config,
         storage: StorageSpec::F32,
         seed: Some(5),
-        labels: Vec::new(),
+        ..Card::default()
     };
     Ok(Fitted {
         model,
@@ -281,6 +281,7 @@ fn loaded_adapters_are_composed_without_training() {
         name: dir.file_name().unwrap().to_str().unwrap().into(),
         folder: dir.clone(),
         weight: None,
+        drop_layers: None,
     });
     let registry = Registry::builtin();
     let composed = |composition: &str| {

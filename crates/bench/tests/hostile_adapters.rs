@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use bench::adapter;
+use bench::adapter::{self, Base};
 use bench::registry::Registry;
-use bench::trial::StorageSpec;
 use burn::tensor::{Device, TensorData};
 use models::Model;
 use peft_core::{Init, state};
@@ -52,7 +51,7 @@ fn base(path: &str) -> Model {
 /// What is said of an adapter folder, if anything is.
 fn refusal(folder: &Path, base: Model) -> Option<String> {
     let fitted = adapter::open(folder)
-        .and_then(|opened| opened.fit(base, &StorageSpec::F32, &Registry::builtin(), &mut init()));
+        .and_then(|opened| opened.fit(&Base::new(base), &Registry::builtin(), &mut init()));
     fitted.err().map(|error| format!("{error:#}"))
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bench::adapter::{self, Fitted, Format};
+use bench::adapter::{self, Base, Fitted, Format};
 use bench::registry::Registry;
 use bench::trial::StorageSpec;
 use burn::module::Module;
@@ -81,7 +81,11 @@ impl Case {
         let mut init = Init::new(0, &Device::flex().autodiff());
         let opened = adapter::open(adapter)?;
         let model = models::load(&self.base, opened.classes(), &mut init)?.model;
-        opened.fit(model, storage, &Registry::builtin(), &mut init)
+        opened.fit(
+            &Base::stored(model, storage)?,
+            &Registry::builtin(),
+            &mut init,
+        )
     }
 
     /// The logits at the recorded positions.
@@ -433,7 +437,7 @@ fn ten_steps_of_full_fine_tuning_give_their_losses_and_their_model() {
             config: serde_json::json!({}),
             storage: StorageSpec::F32,
             seed: Some(0),
-            labels: Vec::new(),
+            ..adapter::Card::default()
         };
         let fitted = Fitted {
             model,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bench::adapters::{AdapterArg, Adapters};
 use bench::adversarial::Adversarial;
 use bench::data::{self, Prepared};
 use bench::evaluate::Evaluator;
@@ -11,7 +12,7 @@ use bench::layer_drop::AdapterDrop;
 use bench::progress::Silent;
 use bench::registry::Registry;
 use bench::study::{Study, Task};
-use bench::trial::{Trial, expand};
+use bench::trial::{StorageSpec, Trial, expand};
 use report::record::{Record, Status};
 
 fn root() -> PathBuf {
@@ -154,34 +155,6 @@ fn a_trial_of_a_mixture_is_known_by_its_tasks_and_not_by_their_paths() {
 }
 
 #[test]
-fn tasks_of_different_labels_are_refused_before_anything_is_trained() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, labels: [&str; 2]| {
-        let path = folder.path().join(name);
-        let text = format!("text,label\nyes,{}\nno,{}\n", labels[0], labels[1]);
-        std::fs::write(&path, text).unwrap();
-        path.to_string_lossy().into_owned()
-    };
-    let task = |labels: [&str; 2]| {
-        let path = file(&format!("{}.csv", labels[0]), labels);
-        serde_json::json!({
-            "kind": "classification", "text": "{{ text }}", "label": "label", "max_length": 8,
-            "metric": "accuracy", "data": {"train": path, "dev": path, "test": path}
-        })
-    };
-    let tasks = serde_json::json!({"a": task(["in", "out"]), "b": task(["up", "down"])});
-    let mixture = serde_json::json!({"kind": "mixture", "tasks": tasks});
-    let mixture: Task = serde_json::from_value(mixture).unwrap();
-    let tables = data::tables(&mixture).unwrap();
-    let error = tables.labels(&mixture).unwrap_err().to_string();
-    assert!(
-        error.contains("`a` and `b` have different labels"),
-        "{error}"
-    );
-    assert_eq!(tables.fingerprints(&mixture).len(), 6);
-}
-
-#[test]
 fn every_strategy_trains_repeats_bit_for_bit_and_differs_from_plain_training() {
     let plain = trial("scripts/smoke.toml", "lora-r4");
     let losses =
@@ -222,4 +195,42 @@ fn more_layers_without_the_method_than_the_model_has_are_a_failure_that_says_so(
         reason.contains("`train.adapter_drop.layers` is 99"),
         "{reason}"
     );
+}
+
+#[test]
+fn an_adapter_trained_for_fewer_layers_is_saved_with_that_and_scored_so_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("adapter");
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    trial.train.adapter_drop = Some(AdapterDrop::Robust {
+        layers: 2,
+        evaluate: 1,
+    });
+    let registry = Registry::builtin();
+    let record = execute::run(&trial, &registry, Some(&out), &mut Silent).unwrap();
+    assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    let device = peft_core::device("cpu").unwrap();
+    let model = Path::new(&trial.model);
+    let Prepared {
+        data, tokenizer, ..
+    } = data::prepare(&trial.task, model, 0, &device).unwrap();
+    let evaluator = Evaluator {
+        task: &trial.task,
+        data: &data,
+        tokenizer: &tokenizer,
+        batch_size: trial.train.eval_batch_size,
+        device: device.clone(),
+    };
+    let loss = |drop_layers| {
+        let arg = AdapterArg {
+            drop_layers,
+            ..out.to_str().unwrap().parse().unwrap()
+        };
+        let adapters = Adapters::load(model, &StorageSpec::F32, &[arg], &registry, &device);
+        let model = adapters.unwrap().into_last();
+        evaluator.quick(&model, &data.splits.test).unwrap().values["loss"]
+    };
+    let recorded = record.scores["test"]["loss"];
+    assert!((loss(None) - recorded).abs() < 1e-6, "{recorded}");
+    assert!((loss(Some(0)) - recorded).abs() > 1e-6, "{recorded}");
 }

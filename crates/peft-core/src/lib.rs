@@ -58,6 +58,6 @@ pub use pass::{Pass, SharedSlot, Text};
 pub use projection::{Dense, Proj, Projection, Reweighted};
 pub use regulate::{Consequences, Regulator, Seams, Step, regulate};
 pub use site::{Role, Site, Targets};
-pub use store::pack;
+pub use store::{divides, pack};
 pub use tap::{Sublayer, Tap, TapSlot};
 pub use trained::{Origin, Trained, trained};

@@ -39,6 +39,33 @@ pub(crate) fn stored<H: Host>(
     }
 }
 
+/// Whether a method divides weights before they are packed ([`Method::split`]), so that it cannot go
+/// over this model, where they are packed already.
+pub fn divides<H: Host>(packed: &H, method: &dyn Method) -> bool {
+    let mut divider = Divider {
+        method,
+        found: false,
+    };
+    drop(packed.clone().rebuild(&mut divider));
+    divider.found
+}
+
+struct Divider<'a> {
+    method: &'a dyn Method,
+    found: bool,
+}
+
+impl Surgeon for Divider<'_> {
+    fn projection(&mut self, site: &Site, base: Proj) -> Proj {
+        if !self.found && base.packing().is_some() {
+            let store = |dense| Ok(Proj::new(dense));
+            // A weight that is packed cannot be divided: who tries says so.
+            self.found = !matches!(self.method.split(site, &base, &store), Ok(None));
+        }
+        base
+    }
+}
+
 struct Packer<'a> {
     method: Option<&'a dyn Method>,
     storage: Option<&'a dyn Storage>,

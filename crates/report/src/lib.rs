@@ -2,6 +2,7 @@
 //! summary, the plots and the HTML page.
 
 mod atomic;
+mod by_task;
 mod csv;
 mod error;
 #[cfg(test)]

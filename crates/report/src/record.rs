@@ -242,6 +242,20 @@ impl Record {
         let value = *self.scores.get(split)?.get(&self.trial.metric)?;
         value.is_finite().then_some(value)
     }
+
+    /// The score of the study's own metric on `split` of one task of a mixture.
+    #[must_use]
+    pub fn task_score(&self, split: &str, task: &str) -> Option<f64> {
+        let name = format!("{}/{task}", self.trial.metric);
+        let value = *self.scores.get(split)?.get(&name)?;
+        value.is_finite().then_some(value)
+    }
+
+    /// The tasks of a mixture that were scored on test by the study's own metric.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = &str> {
+        let names = self.scores.get("test").into_iter().flat_map(BTreeMap::keys);
+        names.filter_map(|name| name.strip_prefix(&self.trial.metric)?.strip_prefix('/'))
+    }
 }
 
 impl Status {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::by_task::ByTask;
 use crate::format;
 use crate::group::Group;
 use crate::plots::Plots;
@@ -27,6 +28,7 @@ pub(crate) struct View {
     tied: String,
     setup: Vec<(&'static str, String)>,
     rows: Vec<RowView>,
+    by_task: Option<ByTask>,
     failures: Vec<FailureView>,
     notes: Vec<String>,
     plots: Vec<PlotView>,
@@ -37,7 +39,7 @@ pub(crate) struct View {
 
 /// A cell: what is read, and what it sorts by.
 #[derive(Serialize)]
-struct Cell {
+pub(crate) struct Cell {
     text: String,
     sort: String,
 }
@@ -125,6 +127,7 @@ impl View {
                 .into_iter()
                 .map(|row| RowView::of(row, summary))
                 .collect(),
+            by_task: ByTask::of(summary, groups),
             failures: summary.failures.iter().map(failure).collect(),
             notes: summary.notes.clone(),
             plots: plots
@@ -145,7 +148,7 @@ impl View {
 
 impl Cell {
     /// A number and its text; a dash where there is none, which sorts last.
-    fn of(value: Option<f64>, text: impl FnOnce(f64) -> String) -> Self {
+    pub(crate) fn of(value: Option<f64>, text: impl FnOnce(f64) -> String) -> Self {
         let missing = || Self {
             text: "–".to_owned(),
             sort: String::new(),

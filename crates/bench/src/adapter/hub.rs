@@ -10,9 +10,9 @@ use peft_core::state::{self, Tensors};
 use peft_core::{Fields, Geometry, Host, Init, Rule};
 use serde_json::{Map, Value, json};
 
-use super::{Fitted, Opened, files, fresh};
+use super::{Base, Fitted, Opened, files, fresh};
+use crate::heads::Heads;
 use crate::registry::Registry;
-use crate::trial::StorageSpec;
 
 pub(super) const TENSORS: &str = "adapter.safetensors";
 pub(super) const PICKLED: &str = "pytorch_adapter.bin";
@@ -51,8 +51,7 @@ pub(super) fn head_tensors(folder: &Path) -> Result<Tensors> {
 
 pub(super) fn fit(
     mut opened: Opened,
-    model: Model,
-    storage: &StorageSpec,
+    base: &Base,
     registry: &Registry,
     init: &mut Init,
 ) -> Result<Fitted> {
@@ -61,7 +60,7 @@ pub(super) fn fit(
     let name = name
         .with_context(|| format!("`{file}` has no `name`, which the keys of its tensors contain"))?
         .to_string();
-    let geometry = model.geometry();
+    let geometry = base.model().geometry();
     let width = opened.config.get("hidden_size").and_then(Value::as_u64);
     ensure!(
         width.is_none_or(|width| width == geometry.width as u64),
@@ -75,10 +74,10 @@ pub(super) fn fit(
     let method = registry.from_adapter_hub(Fields::new(file, config), &geometry, HARMLESS)?;
     let labels = labels(&opened.folder)?;
     let file = opened.folder.join(TENSORS).display().to_string();
-    let tensors = without_base_head(opened.tensors, &model)?;
+    let tensors = without_base_head(opened.tensors, base.model())?;
     let tensors = with_body(tensors, &geometry);
-    let mut fitted = fresh(method, &tensors, model, storage, init)?;
-    fitted.card.labels = labels;
+    let mut fitted = fresh(method, &tensors, base, init)?;
+    fitted.card.heads = Heads::new(None, labels);
     let rules = rules(&fitted, &fitted.geometry(), &name)?;
     let ours = import(tensors, &rules, &file)?;
     fitted.model = restore(fitted.model, ours, &file)?;
@@ -193,7 +192,7 @@ pub(super) fn write_head(
     }
     let classes = geometry.params.iter().rfind(|p| p.is_task_head());
     let classes = classes.and_then(|p| p.shape.last().copied()).unwrap_or(0);
-    let about = head_about(base, &geometry, &fitted.card.labels, classes);
+    let about = head_about(base, &geometry, &fitted.card.heads.names(), classes);
     state::save(head, Default::default(), &folder.join(HEAD))?;
     files::write_json(&folder.join(HEAD_CONFIG), &about)
 }

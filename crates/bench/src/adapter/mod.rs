@@ -3,7 +3,10 @@
 //! [`open`] finds out which format a folder has; [`Opened::fit`] puts the adapter into its base.
 //! [`Fitted`] can be written in any format its method has a form in.
 
+mod base;
+mod dropped;
 mod files;
+mod head;
 mod hub;
 mod native;
 mod peft;
@@ -16,12 +19,16 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::TensorData;
 use models::Model;
 use peft_core::state::Tensors;
-use peft_core::{Adapted, Geometry, Init, Method, adapt, geometry_for};
+use peft_core::{Adapted, Geometry, Init, Method, geometry_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::heads::Heads;
+use crate::layer_drop::{AdapterDrop, without_lowest};
 use crate::registry::Registry;
 use crate::trial::{StorageSpec, Trial};
+
+pub use base::Base;
 
 /// The formats adapters are kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -44,7 +51,7 @@ pub struct Opened {
 }
 
 /// What an adapter is, whatever format it came from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Card {
     /// The method's kind.
     pub kind: String,
@@ -54,8 +61,10 @@ pub struct Card {
     pub storage: StorageSpec,
     /// Seed of the start; none where all there is to know is in the file.
     pub seed: Option<u64>,
-    /// Names of the classes, for a classifier.
-    pub labels: Vec<String>,
+    /// The classes, for a classifier.
+    pub heads: Heads,
+    /// How many layers it is used without, the lowest.
+    pub dropped_layers: usize,
 }
 
 /// A base model with an adapter in it.
@@ -150,16 +159,22 @@ impl Opened {
 
     /// The number of classes its head has, if it brings one.
     pub fn classes(&self) -> Option<usize> {
-        if let Some(labels) = self.config.get("labels").and_then(Value::as_array) {
-            return Some(labels.len()).filter(|count| *count > 0);
+        if let Some(outputs) = self.heads().outputs() {
+            return Some(outputs);
         }
-        let last_layer = ["classifier.weight", "classifier.out_proj.weight"];
-        let is_head = |key: &String| {
-            let ends_in = |name| peft_core::exchange::path_ends_with(key, name);
-            last_layer.iter().any(|name| ends_in(name))
+        // Whatever a format keeps of a weight first, a bias has a value for every class.
+        let last_layer = [
+            "classifier.bias",
+            "classifier.out_proj.bias",
+            "classifier.weight",
+            "classifier.out_proj.weight",
+        ];
+        let of = |name: &&str| {
+            let mut tensors = self.tensors.iter();
+            let found = tensors.find(|(key, _)| peft_core::exchange::path_ends_with(key, name));
+            found.and_then(|(_, data)| data.shape().first().copied())
         };
-        let head = self.tensors.iter().find(|(key, _)| is_head(key));
-        head.and_then(|(_, data)| data.shape().first().copied())
+        last_layer.iter().find_map(of)
     }
 
     /// Puts an adapter in our own format into its base, but for the task head it was trained with.
@@ -177,26 +192,19 @@ impl Opened {
         native::fit_body(self, model, method, init).context(place)
     }
 
-    /// Puts the adapter into its base; `init` must be on the device of the model. `storage` is how
-    /// a foreign adapter's frozen weights are to be stored; our own says it itself.
+    /// Puts the adapter into its base; `init` must be on the device of the model.
     ///
     /// # Errors
     /// If no method here reads it, a setting cannot be followed, or its tensors do not fit.
-    pub fn fit(
-        self,
-        model: Model,
-        storage: &StorageSpec,
-        registry: &Registry,
-        init: &mut Init,
-    ) -> Result<Fitted> {
+    pub fn fit(self, base: &Base, registry: &Registry, init: &mut Init) -> Result<Fitted> {
         let place = format!("cannot load the adapter `{}`", self.folder.display());
         let fitted = match self.format {
-            Format::Native => native::fit(self, model, registry, init),
-            Format::Peft => peft::fit(self, model, storage, registry, init),
+            Format::Native => native::fit(self, base, registry, init),
+            Format::Peft => peft::fit(self, base, registry, init),
             Format::AdapterHub if setup::is_one(&self.config) => {
-                setup::fit(self, model, storage, registry, init)
+                setup::fit(self, base, registry, init)
             }
-            Format::AdapterHub => hub::fit(self, model, storage, registry, init),
+            Format::AdapterHub => hub::fit(self, base, registry, init),
         };
         fitted.context(place)
     }
@@ -207,20 +215,21 @@ impl Opened {
 /// # Errors
 /// As [`open`] and [`Opened::fit`].
 pub fn load(model: Model, folder: &Path, registry: &Registry, init: &mut Init) -> Result<Fitted> {
-    open(folder)?.fit(model, &StorageSpec::F32, registry, init)
+    open(folder)?.fit(&Base::new(model), registry, init)
 }
 
 /// Writes a trial's adapter in our own format.
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn save(model: &Adapted<Model>, trial: &Trial, labels: &[String], folder: &Path) -> Result<()> {
+pub fn save(model: &Adapted<Model>, trial: &Trial, heads: &Heads, folder: &Path) -> Result<()> {
     let card = Card {
         kind: trial.kind.clone(),
         config: trial.config.clone(),
         storage: trial.storage.clone(),
         seed: Some(trial.seed),
-        labels: labels.to_vec(),
+        heads: heads.clone(),
+        dropped_layers: trial.train.adapter_drop.map_or(0, AdapterDrop::evaluated),
     };
     native::write(model, &card, folder)
 }
@@ -242,6 +251,11 @@ impl Fitted {
         }
     }
 
+    /// The model as the adapter is used: without what the method put into the layers it drops.
+    pub fn evaluated(&self) -> Adapted<Model> {
+        without_lowest(&self.model, self.card.dropped_layers).into_owned()
+    }
+
     /// The base as the method sees it.
     fn geometry(&self) -> Geometry {
         geometry_for(&self.model.host, &*self.method)
@@ -256,20 +270,18 @@ impl Fitted {
 fn fresh(
     (kind, config, method): (String, Value, Arc<dyn Method>),
     tensors: &Tensors,
-    model: Model,
-    storage: &StorageSpec,
+    base: &Base,
     init: &mut Init,
 ) -> Result<Fitted> {
-    let geometry = geometry_for(&model, &*method);
+    let geometry = geometry_for(base.model(), &*method);
     let values: usize = tensors.values().map(TensorData::num_elements).sum();
     bounded(&*method, &geometry, values)?;
-    let model = adapt(model, &*method, storage.build(), init)?;
+    let (model, storage) = base.adapt(&*method, &StorageSpec::F32, init)?;
     let card = Card {
         kind,
         config,
-        storage: storage.clone(),
-        seed: None,
-        labels: Vec::new(),
+        storage,
+        ..Card::default()
     };
     Ok(Fitted {
         model,

@@ -9,10 +9,11 @@ use peft_core::compose::is_of_a_part;
 use peft_core::state::{self, Tensors};
 use peft_core::{Adapted, CoreError, Host, Init, Method, adapt};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Card, Fitted, Opened, files};
+use super::{Base, Card, Fitted, Opened, files};
+use crate::heads::Heads;
 use crate::registry::Registry;
 use crate::trial::StorageSpec;
 
@@ -37,10 +38,25 @@ struct Description {
     /// Seed of the start; methods with frozen random parts need it again. Without one, the tensors
     /// hold those parts.
     seed: Option<u64>,
-    /// Names of the classes, for a classifier.
-    labels: Vec<String>,
+    /// The classes, for a classifier.
+    #[serde(flatten)]
+    heads: Heads,
+    /// How many layers it is used without, the lowest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    dropped_layers: usize,
     /// Parameters of the base it was trained on.
     base_parameters: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// The classes that a description names; none where it is damaged, which reading it says.
+pub(super) fn heads(description: &Map<String, Value>) -> Heads {
+    let own = ["labels", "heads"].into_iter();
+    let own = own.filter_map(|key| Some((key.to_string(), description.get(key)?.clone())));
+    serde_json::from_value(Value::Object(own.collect())).unwrap_or_default()
 }
 
 pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
@@ -54,7 +70,8 @@ pub(super) fn write(model: &Adapted<Model>, card: &Card, folder: &Path) -> Resul
         config: card.config.clone(),
         storage: card.storage.clone(),
         seed: card.seed,
-        labels: card.labels.clone(),
+        heads: card.heads.clone(),
+        dropped_layers: card.dropped_layers,
         base_parameters: model.host.geometry().base_parameters(),
     };
     let mut tensors = state::tensors_where(model, |row| row.is_saved() || is_of_a_part(&row.name));
@@ -70,7 +87,7 @@ pub(super) fn write(model: &Adapted<Model>, card: &Card, folder: &Path) -> Resul
 
 pub(super) fn fit(
     opened: Opened,
-    model: Model,
+    base: &Base,
     registry: &Registry,
     init: &mut Init,
 ) -> Result<Fitted> {
@@ -85,8 +102,14 @@ pub(super) fn fit(
     let description: Description = serde_json::from_value(Value::Object(opened.config))
         .map_err(|e| anyhow::anyhow!("`{file}` is damaged: {e}"))?;
     let method = registry.parse(&description.kind, &description.config)?;
-    let mut adapted = adapt(model, &*method, description.storage.build(), init)?;
-    let parameters = adapted.host.geometry().base_parameters();
+    let (mut adapted, storage) = base.adapt(&*method, &description.storage, init)?;
+    let geometry = adapted.host.geometry();
+    let (dropped, layers) = (description.dropped_layers, geometry.layers);
+    ensure!(
+        dropped <= layers,
+        "`dropped_layers` of `{file}` is {dropped}, expected at most {layers}, the model's layers"
+    );
+    let parameters = geometry.base_parameters();
     ensure!(
         parameters == description.base_parameters,
         "it was trained on a base of {} parameters, this one has {parameters}",
@@ -107,9 +130,10 @@ pub(super) fn fit(
     let card = Card {
         kind: description.kind,
         config: description.config,
-        storage: description.storage,
+        storage,
         seed: description.seed,
-        labels: description.labels,
+        heads: description.heads,
+        dropped_layers: description.dropped_layers,
     };
     Ok(Fitted {
         model,
@@ -165,6 +189,12 @@ pub(super) fn fit_body(
             "an adapter over `{packed}` is bound to its packed base; a part needs one over `f32`"
         );
     }
+    let dropped = about.dropped_layers;
+    ensure!(
+        dropped == 0,
+        "it goes without its lowest {dropped} layers, and a part is of all; `peft-bench convert \
+         --drop-layers 0` makes it one"
+    );
     let adapted = adapt(model, method, None, init)?;
     let geometry = adapted.host.geometry();
     let head: HashSet<_> = geometry

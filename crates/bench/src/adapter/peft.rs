@@ -11,9 +11,8 @@ use peft_core::state::{self, Tensors};
 use peft_core::{BaseParam, Fields, Geometry, Init, Method, Rule, geometry_for};
 use serde_json::{Map, Value, json};
 
-use super::{Fitted, Opened, files, fresh};
+use super::{Base, Fitted, Opened, files, fresh};
 use crate::registry::Registry;
-use crate::trial::StorageSpec;
 
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
@@ -84,18 +83,17 @@ fn normalised(tensors: Tensors) -> Tensors {
 
 pub(super) fn fit(
     opened: Opened,
-    model: Model,
-    storage: &StorageSpec,
+    base: &Base,
     registry: &Registry,
     init: &mut Init,
 ) -> Result<Fitted> {
     let file = opened.folder.join(files::CONFIG).display().to_string();
     let fields = Fields::new(file, opened.config);
-    let geometry = peft_core::Host::geometry(&model);
+    let geometry = peft_core::Host::geometry(base.model());
     let method = registry.from_peft(fields, &geometry, HARMLESS)?;
     let file = opened.folder.join(TENSORS).display().to_string();
-    let tensors = without_table(opened.tensors, &model, &geometry, &file)?;
-    let mut fitted = fresh(method, &tensors, model, storage, init)?;
+    let tensors = without_table(opened.tensors, base.model(), &geometry, &file)?;
+    let mut fitted = fresh(method, &tensors, base, init)?;
     let rules = rules(&*fitted.method, &fitted.geometry())
         .context("the method read from this format has no form in it")?;
     let ours = import(tensors, &rules, &file)?;

@@ -5,15 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use models::Model;
 use peft_core::exchange::{collect, export, import, restore};
 use peft_core::state::{self, Tensors};
 use peft_core::{Fields, Geometry, Host, Init, Rule};
 use serde_json::{Map, Value, json};
 
-use super::{Fitted, Opened, files, fresh, hub};
+use super::{Base, Fitted, Opened, files, fresh, hub};
+use crate::heads::Heads;
 use crate::registry::Registry;
-use crate::trial::StorageSpec;
 
 const SETUP: &str = "adapter_setup.json";
 const FUSION_CONFIG: &str = "adapter_fusion_config.json";
@@ -140,12 +139,11 @@ fn labels(folder: &Path, names: &[String]) -> Result<Vec<String>> {
 
 pub(super) fn fit(
     opened: Opened,
-    model: Model,
-    storage: &StorageSpec,
+    base: &Base,
     registry: &Registry,
     init: &mut Init,
 ) -> Result<Fitted> {
-    let (folder, geometry) = (&opened.folder, model.geometry());
+    let (folder, geometry) = (&opened.folder, base.model().geometry());
     let (kind, names) = block(&opened.config)?;
     let mut parts = Vec::new();
     for name in &names {
@@ -190,10 +188,10 @@ pub(super) fn fit(
     let method = registry.from_adapter_hub(fields, &geometry, hub::HARMLESS)?;
     let names: Vec<String> = names.into_iter().map(String::from).collect();
     let labels = labels(folder, &names)?;
-    let tensors = hub::without_base_head(opened.tensors, &model)?;
+    let tensors = hub::without_base_head(opened.tensors, base.model())?;
     let tensors = hub::with_body(tensors, &geometry);
-    let mut fitted = fresh(method, &tensors, model, storage, init)?;
-    fitted.card.labels = labels;
+    let mut fitted = fresh(method, &tensors, base, init)?;
+    fitted.card.heads = Heads::new(None, labels);
     let rules: Vec<Rule> = Rules::new(&fitted, &names, &fusion_name)?.all();
     let ours = import(tensors, &rules, &file)?;
     fitted.model = restore(fitted.model, ours, &file)?;

@@ -61,7 +61,10 @@ fn batch(trainee: &Trainee) -> TrainBatch {
         ids: (0..length).map(|i| (5 + i * 7) % 31).collect(),
         target: match host.is_causal() {
             true => Target::Completion(2),
-            false => Target::Class(length as usize % 3),
+            false => Target::Class {
+                output: length as usize % 3,
+                of: 0..3,
+            },
         },
         input: String::new(),
         expected: String::new(),

@@ -158,7 +158,10 @@ fn classes(encoder: &ClassEncoder, tables: &Rows) -> Result<Encoded> {
     let split = |(_, table): &(_, Table)| {
         let examples = encoder.encode(table)?.into_iter().map(|e| Example {
             task: 0,
-            target: Target::Class(e.label),
+            target: Target::Class {
+                output: e.label,
+                of: 0..encoder.labels().names().len(),
+            },
             expected: encoder.labels().names()[e.label].clone(),
             ids: e.ids,
             input: e.text,

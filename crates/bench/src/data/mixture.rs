@@ -4,27 +4,6 @@ use anyhow::{Result, ensure};
 
 use super::{Data, told_apart};
 
-/// The labels that all tasks have, as their rows share a head.
-///
-/// # Errors
-/// If they differ, in names or order.
-pub(super) fn same_labels(tasks: Vec<(Option<&str>, Vec<String>)>) -> Result<Vec<String>> {
-    let mut tasks = tasks.into_iter();
-    let (first, labels) = tasks.next().unwrap_or_default();
-    for (other, others) in tasks {
-        ensure!(
-            labels == others,
-            "the tasks `{}` and `{}` have different labels ({} and {}), but share a head; give both \
-             the same `labels`, or study them apart",
-            first.unwrap_or_default(),
-            other.unwrap_or_default(),
-            labels.join(", "),
-            others.join(", ")
-        );
-    }
-    Ok(labels)
-}
-
 /// The data of all tasks, one behind the other, each example with the number of its task.
 ///
 /// # Errors
@@ -43,10 +22,8 @@ pub(super) fn joined(tasks: Vec<(Option<&str>, Data)>) -> Result<Data> {
              `format` and `chat_template`, or study them apart",
             name.unwrap_or_default()
         );
-        let splits = &mut data.splits;
-        for split in [&mut splits.train, &mut splits.dev, &mut splits.test] {
-            split.iter_mut().for_each(|example| example.task = number);
-        }
+        all.heads.join(data.heads.clone());
+        data.become_task(number, all.heads.clone());
         let data = named(data, name);
         all.splits.train.extend(data.splits.train);
         all.splits.dev.extend(data.splits.dev);
@@ -80,6 +57,7 @@ mod tests {
 
     use super::*;
     use crate::data::{Example, Target};
+    use crate::heads::Heads;
 
     fn data(size: usize, eos: u32) -> Data {
         let example = |i: usize| Example {
@@ -100,7 +78,7 @@ mod tests {
                 dev: split(),
                 test: split(),
             },
-            labels: Vec::new(),
+            heads: Heads::default(),
             eos: Some(eos),
             stop: None,
             info: [("train".to_string(), info)].into(),
@@ -133,19 +111,45 @@ mod tests {
         let error = joined(vec![(Some("a"), data(1, 0)), (Some("b"), data(1, 7))]);
         let error = error.err().unwrap().to_string();
         assert!(error.contains("`a` and `b` do not end alike"), "{error}");
-        let labels = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let same = |other: &[&str]| {
-            same_labels(vec![
-                (Some("a"), labels(&["no", "yes"])),
-                (Some("b"), labels(other)),
-            ])
+    }
+
+    /// The data of a task with this many classes, one example of the last.
+    fn classes(task: &str, count: usize) -> Data {
+        let labels = (0..count).map(|class| class.to_string()).collect();
+        let mut data = data(1, 0);
+        for example in &mut data.splits.dev {
+            example.target = Target::Class {
+                output: count - 1,
+                of: 0..count,
+            };
+        }
+        let heads = Heads::new(Some(task), labels);
+        Data { heads, ..data }
+    }
+
+    #[test]
+    fn the_classes_of_every_task_are_outputs_of_its_own() {
+        let tasks = vec![(Some("a"), classes("a", 2)), (Some("b"), classes("b", 3))];
+        let joined = joined(tasks).unwrap();
+        let targets: Vec<_> = joined.splits.dev.iter().map(|e| e.target.clone()).collect();
+        let class = |output, of| Target::Class { output, of };
+        assert_eq!(targets, [class(1, 0..2), class(4, 2..5)]);
+        assert_eq!(joined.heads.labels(1), ["0", "1", "2"]);
+    }
+
+    #[test]
+    fn examples_of_one_task_find_their_place_among_the_heads_of_several() {
+        let mut heads = Heads::new(Some("a"), vec!["x".into(), "y".into()]);
+        heads.join(classes("b", 3).heads);
+        let mut data = classes("b", 3);
+        data.become_task(1, heads.clone());
+        let example = &data.splits.dev[0];
+        let class = Target::Class {
+            output: 4,
+            of: 2..5,
         };
-        assert_eq!(same(&["no", "yes"]).unwrap(), ["no", "yes"]);
-        let error = same(&["bad", "good"]).unwrap_err().to_string();
-        assert!(error.contains("(no, yes and bad, good)"), "{error}");
-        assert!(
-            same(&["yes", "no"]).is_err(),
-            "classes are numbered in order"
-        );
+        assert_eq!((example.task, &example.target), (1, &class));
+        data.become_task(1, heads);
+        assert_eq!(data.splits.dev[0].target, class, "whatever it was before");
     }
 }

@@ -9,7 +9,7 @@ use peft_core::Init;
 use tasks::read::{Table, parse, read};
 use tasks::scenario::Scenario;
 
-use super::mixture::same_labels;
+use crate::heads::Heads;
 use crate::source;
 use crate::study::{DataSource, Task};
 
@@ -66,13 +66,12 @@ fn rows(task: &Task) -> Result<Rows> {
 }
 
 impl Tables {
-    /// The base model of the task, with a head for its classes.
+    /// The base model of the task, with outputs for the classes of every task.
     ///
     /// # Errors
     /// If the labels make no classification, or the model cannot be loaded.
     pub fn base(&self, task: &Task, folder: &Path, init: &mut Init) -> Result<Loaded> {
-        let labels = self.labels(task)?;
-        let classes = (!labels.is_empty()).then_some(labels.len());
+        let classes = self.heads(task)?.outputs();
         source::load(folder, classes, init)
             .with_context(|| format!("cannot load the base model `{}`", folder.display()))
     }
@@ -87,14 +86,22 @@ impl Tables {
         splits.collect()
     }
 
-    /// The class names of the task they were read for, empty for completions.
+    /// The classes of the task they were read for, or of every task of a mixture; none for
+    /// completions.
     ///
     /// # Errors
-    /// If the labels make no classification, or those of two tasks of a mixture differ.
-    pub fn labels(&self, task: &Task) -> Result<Vec<String>> {
-        let members = task.members().into_iter().zip(&self.0);
-        let labels = members.map(|((name, task), rows)| Ok((name, rows.labels(task)?)));
-        same_labels(labels.collect::<Result<Vec<_>>>()?)
+    /// If the labels make no classification.
+    pub fn heads(&self, task: &Task) -> Result<Heads> {
+        let mut heads = Heads::default();
+        for ((name, task), rows) in task.members().into_iter().zip(&self.0) {
+            let labels = rows.labels(task);
+            let Some(name) = name else {
+                return Ok(Heads::new(None, labels?));
+            };
+            let labels = labels.with_context(|| format!("task `{name}`"))?;
+            heads.join(Heads::new(Some(name), labels));
+        }
+        Ok(heads)
     }
 }
 

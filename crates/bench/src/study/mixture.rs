@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Task;
 
-/// Tasks that share a model, its head and its method. Every batch is of one of them.
+/// Tasks that share a model and its method. Every batch is of one of them. Tasks of classes have
+/// labels and outputs of their own; what lies below the last layer of a head is shared. Outputs that
+/// a batch is not about get no gradient from it, though AdamW's decay and momentum go on in them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
@@ -64,12 +66,18 @@ impl Mixture {
             if let Some((key, one, other)) = same.into_iter().find(|(_, one, other)| one != other) {
                 return Err(format!(
                     "the `{key}` of `task.tasks.{first_name}` is `{one}` and of \
-                     `task.tasks.{name}` `{other}`, expected the same: the tasks share a head, and \
-                     the study ranks by the mean of their scores"
+                     `task.tasks.{name}` `{other}`, expected the same: one model answers all, and the \
+                     study ranks by the mean of their scores"
                 ));
             }
         }
         Ok(())
+    }
+
+    /// Whether the tasks are of classes.
+    pub(crate) fn is_of_classes(&self) -> bool {
+        let of_classes = |task: &Task| matches!(task, Task::Classification { .. });
+        self.tasks.values().any(of_classes)
     }
 
     /// The tasks with their names, by their numbers.
@@ -178,6 +186,6 @@ mod tests {
             error.contains("`kind` of `task.tasks.first` is `completion`"),
             "{error}"
         );
-        assert!(error.contains("share a head"), "{error}");
+        assert!(error.contains("one model answers all"), "{error}");
     }
 }

@@ -66,9 +66,8 @@ fn adapter(base: &Path, folder: &Path, registry: &Registry) {
     let card = crate::adapter::Card {
         kind: "full".into(),
         config: config.clone(),
-        storage: Default::default(),
         seed: Some(0),
-        labels: Vec::new(),
+        ..Default::default()
     };
     let fitted = crate::adapter::Fitted {
         model,
@@ -99,6 +98,7 @@ fn by_template(template: Option<&str>, lines: &str) -> Recorder {
         name: "other".into(),
         folder: other.path().into(),
         weight: None,
+        drop_layers: None,
     };
     let device = Device::flex();
     let adapters =

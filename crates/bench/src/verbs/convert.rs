@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
+use peft_core::Host;
 
 use crate::adapter::Format;
 use crate::cli::print;
@@ -28,6 +29,12 @@ pub struct Convert {
     /// Folder for the result.
     #[arg(long)]
     out: PathBuf,
+    /// The task whose head to write, of an adapter that learnt several.
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
+    /// Leave the adapter out of so many layers, the lowest first; as it says itself where not given.
+    #[arg(long, value_name = "N")]
+    drop_layers: Option<usize>,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -37,8 +44,27 @@ impl Convert {
         crate::cli::check_free(&self.out)?;
         let device = peft_core::device("cpu")?;
         let storage = self.storage.spec()?;
-        let (fitted, config) =
-            super::fitted(&self.model, &self.adapter, &storage, registry, &device)?;
+        let mut opened = super::opened(&self.adapter)?;
+        if self.task.is_some() || self.to != Format::Native {
+            opened = opened.of_task(self.task.as_deref())?;
+        }
+        let (mut fitted, config) = super::fit(opened, &self.model, &storage, registry, &device)?;
+        ensure!(
+            self.task.is_none() || fitted.method.tasks().is_none(),
+            "`{}` goes by the number of a text's task, so that no task can be taken out of it",
+            fitted.card.kind
+        );
+        if let Some(dropped) = self.drop_layers {
+            let layers = fitted.model.host.geometry().layers;
+            ensure!(
+                dropped <= layers,
+                "`--drop-layers` is {dropped}, expected at most {layers}, the model's layers"
+            );
+            fitted.card.dropped_layers = dropped;
+        }
+        if self.to != Format::Native {
+            fitted = fitted.narrowed(registry)?;
+        }
         fitted.write(self.to, &config, &self.name, &self.out)?;
         let kind = &fitted.card.kind;
         print(&format!("{kind} adapter: {}\n", self.out.display()))

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use peft_core::Host;
 
 use crate::cli::{Compute, StudyFile, print};
-use crate::data::{self, Prepared};
+use crate::data::{self, Data, Prepared};
 use crate::evaluate::Evaluator;
+use crate::heads::Heads;
 use crate::registry::Registry;
 use crate::storage::StorageArgs;
+use crate::study::Task;
 
 /// Arguments of `evaluate`.
 #[derive(Args)]
@@ -22,9 +23,13 @@ pub struct Evaluate {
     /// Folder of a trained adapter, or its hub name.
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Leave the adapter out of so many layers, the lowest first.
-    #[arg(long, value_name = "N", requires = "adapter", default_value_t = 0)]
-    drop_layers: usize,
+    /// Leave the adapter out of so many layers, the lowest first; as it says itself where not given.
+    #[arg(long, value_name = "N", requires = "adapter")]
+    drop_layers: Option<usize>,
+    /// Score one task of a mixture alone; or, for a study of one task, which of its tasks the adapter
+    /// learnt it as.
+    #[arg(long, value_name = "NAME")]
+    task: Option<String>,
     #[command(flatten)]
     storage: StorageArgs,
     /// Print JSON.
@@ -42,11 +47,14 @@ impl Evaluate {
         study.pin(false)?;
         let device = peft_core::device(&self.compute.device)?;
         let folder = Path::new(&study.model);
+        let (task, number) = self.chosen(&study.task)?;
         let Prepared {
-            data, tokenizer, ..
-        } = data::prepare(&study.task, folder, 0, &device)?;
-        let adapter = self.adapter.as_deref();
-        let adapters = super::load(folder, adapter, &self.storage, registry, &device)?;
+            mut data,
+            tokenizer,
+            ..
+        } = data::prepare(task, folder, 0, &device)?;
+        let (adapter, drop) = (self.adapter.as_deref(), self.drop_layers);
+        let adapters = super::load(folder, adapter, drop, &self.storage, registry, &device)?;
         if let [_, ..] = adapters.untrained() {
             let missing = adapters.untrained().join(", ");
             eprintln!(
@@ -54,16 +62,10 @@ impl Evaluate {
                 study.model
             );
         }
+        self.place(&mut data, task, number, adapters.heads())?;
         let model = adapters.into_last();
-        let layers = model.host.geometry().layers;
-        anyhow::ensure!(
-            self.drop_layers <= layers,
-            "`--drop-layers` is {}, expected at most {layers}, the model's layers",
-            self.drop_layers
-        );
-        let model = model.without_layers(&(0..self.drop_layers).collect());
         let evaluator = Evaluator {
-            task: &study.task,
+            task,
             data: &data,
             tokenizer: &tokenizer,
             batch_size: study.train.eval_batch_size,
@@ -79,6 +81,53 @@ impl Evaluate {
         }
         for (split, scores) in &all {
             print(&format!("{split}: {scores}\n"))?;
+        }
+        Ok(())
+    }
+
+    /// The task to score, and its number where it is one of a mixture.
+    fn chosen<'a>(&self, task: &'a Task) -> Result<(&'a Task, Option<usize>)> {
+        let (Task::Mixture(mixture), Some(wanted)) = (task, &self.task) else {
+            return Ok((task, None));
+        };
+        let tasks = mixture.numbered();
+        let number = tasks.iter().position(|(name, _)| name == wanted);
+        let number = number.with_context(|| {
+            let known: Vec<_> = tasks.iter().map(|(name, _)| *name).collect();
+            let known = known.join("`, `");
+            format!("`--task` is `{wanted}`, expected one of the study's tasks `{known}`")
+        })?;
+        Ok((tasks[number].1, Some(number)))
+    }
+
+    /// Puts the examples where the adapter has their task.
+    fn place(
+        &self,
+        data: &mut Data,
+        task: &Task,
+        number: Option<usize>,
+        heads: Heads,
+    ) -> Result<()> {
+        if let Task::Mixture(_) = task {
+            // A base alone has the outputs of no task, which scoring says.
+            return match self.adapter.is_some() {
+                true => heads.check_same(&data.heads),
+                false => Ok(()),
+            };
+        }
+        if heads.are_of_tasks() {
+            let number = heads.number(self.task.as_deref())?;
+            let name = self.task.as_deref().unwrap_or_default();
+            heads.check_labels(number, name, data.heads.labels(0))?;
+            data.become_task(number, heads);
+        } else if let Some(number) = number {
+            let own = data.heads.clone();
+            data.become_task(number, own);
+        } else {
+            ensure!(
+                self.task.is_none(),
+                "`--task` goes with a study of several tasks, or an adapter that learnt several"
+            );
         }
         Ok(())
     }

@@ -1,9 +1,11 @@
 //! `logits`: token ids in, logits out, both as safetensors.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use burn::tensor::Tensor;
 use clap::Args;
 use models::Batch;
 use peft_core::state;
@@ -28,6 +30,9 @@ pub struct Logits {
     /// File for `logits`: `[batch, sequence, vocab]`, or `[batch, classes]` of a classifier.
     #[arg(long)]
     out: PathBuf,
+    /// The task whose head to ask, of an adapter that learnt several.
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    task: Option<String>,
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
@@ -42,7 +47,7 @@ impl Logits {
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
         let adapter = self.adapter.as_deref();
-        let adapters = super::load(&self.model, adapter, &self.storage, registry, &device)?;
+        let adapters = super::load(&self.model, adapter, None, &self.storage, registry, &device)?;
         ensure!(
             adapters.untrained().is_empty(),
             "`{}` has no {}, so its logits would be random; give an `--adapter` that brings them, or \
@@ -50,18 +55,32 @@ impl Logits {
             self.model.display(),
             adapters.untrained().join(", ")
         );
+        let heads = adapters.heads();
+        let task = match self.task.is_some() || heads.are_of_tasks() {
+            true => Some(heads.number(self.task.as_deref())?),
+            false => None,
+        };
         let model = adapters.into_last();
         let host = &model.host;
         let limit = host.max_length().saturating_sub(model.position_offset);
         let tokens = TokenFile::read(&self.inputs, &["batch", "sequence"], host, limit)?;
         let rows = tokens.shape[0];
         let batch = Batch::from_parts(tokens.ids, tokens.mask, rows, host.positions(), &device);
+        let batch = batch.of_tasks(&vec![task.unwrap_or(0); rows]);
         let logits = models::logits(&model, &batch);
         let logits = match host.is_causal() {
             true => logits.into_data(),
-            false => logits.squeeze_dim::<2>(1).into_data(),
+            false => own(logits.squeeze_dim(1), task.map(|task| heads.range(task))).into_data(),
         };
         let tensors = BTreeMap::from([("logits".to_string(), logits)]);
         Ok(state::save(&tensors, BTreeMap::new(), &self.out)?)
+    }
+}
+
+/// The logits of one task's head.
+fn own(logits: Tensor<2>, head: Option<Range<usize>>) -> Tensor<2> {
+    match head {
+        Some(head) => logits.narrow(1, head.start, head.len()),
+        None => logits,
     }
 }

@@ -22,7 +22,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use peft_core::Init;
 
-use crate::adapter::{self, Fitted, Opened};
+use crate::adapter::{self, Base, Fitted, Opened};
 use crate::adapters::{AdapterArg, Adapters};
 use crate::hub::Kind;
 use crate::registry::Registry;
@@ -30,10 +30,12 @@ use crate::source;
 use crate::storage::{StorageArgs, StorageSpec};
 
 /// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
-/// folders or names of the hub.
+/// folders or names of the hub. `drop_layers` are those that go without it, where it is not to say so
+/// itself.
 pub(crate) fn load(
     model: &Path,
     with: Option<&Path>,
+    drop_layers: Option<usize>,
     storage: &StorageArgs,
     registry: &Registry,
     device: &Device,
@@ -42,24 +44,18 @@ pub(crate) fn load(
         name: "adapter".into(),
         folder: folder.into(),
         weight: None,
+        drop_layers,
     });
     Adapters::load(model, &storage.spec()?, arg.as_slice(), registry, device)
 }
 
-/// A base with a saved adapter in it, ready to train on, and the base's `config.json`. `storage` is
-/// how the frozen weights of a foreign adapter are stored.
-pub(crate) fn fitted(
-    model: &Path,
-    adapter: &Path,
-    storage: &StorageSpec,
-    registry: &Registry,
-    device: &Device,
-) -> Result<(Fitted, serde_json::Value)> {
-    let opened = adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
-    fit(opened, model, storage, registry, device)
+/// A saved adapter, as read from a folder or the hub.
+pub(crate) fn opened(adapter: &Path) -> Result<Opened> {
+    adapter::open(&source::folder(adapter, Kind::Adapter)?)
 }
 
-/// A base with an adapter in it that has been read; see [`fitted`].
+/// A base with an adapter in it, ready to train on, and the base's `config.json`. `storage` is how the
+/// frozen weights are to be stored, where the adapter does not say it itself.
 pub(crate) fn fit(
     opened: Opened,
     model: &Path,
@@ -72,6 +68,7 @@ pub(crate) fn fit(
     let seed = opened.seed();
     let loaded = source::load(model, opened.classes(), &mut Init::new(seed, &training))?;
     let mut init = Init::new(seed, &training);
-    let fitted = opened.fit(loaded.model, storage, registry, &mut init)?;
+    let base = Base::stored(loaded.model, storage)?;
+    let fitted = opened.fit(&base, registry, &mut init)?;
     Ok((fitted, loaded.config))
 }

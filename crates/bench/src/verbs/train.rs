@@ -11,7 +11,6 @@ use peft_core::{Init, adapt, state};
 use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StudyFile, pair, print};
 use crate::fixed::Steps;
-use crate::hub::Kind;
 use crate::layer_drop::AdapterDrop;
 use crate::registry::Registry;
 use crate::storage::StorageArgs;
@@ -128,8 +127,8 @@ impl Train {
         let dropped = trial.train.adapter_drop.map_or(0, AdapterDrop::evaluated);
         if dropped > 0 {
             eprintln!(
-                "note: these scores are those without the adapter in the lowest {dropped} layers; \
-                 `evaluate --drop-layers {dropped}` gives them again"
+                "note: these scores are those without the adapter in the lowest {dropped} layers, as \
+                 it is used from now on; `evaluate --drop-layers N` tries other numbers"
             );
         }
         print(&format!("adapter: {}\n", self.out.display()))
@@ -143,7 +142,10 @@ impl Train {
         let rate = self.learning_rate.context(required)?;
         let (mut fitted, config, format) = self.start(model, registry)?;
         let device = peft_core::device(&self.compute.device)?.autodiff();
-        let batches = fixed::read(batches, &fitted.model, &device)?;
+        let mut batches = fixed::read(batches, &fitted.model, &device)?;
+        for batch in &mut batches {
+            batch.left_out = (0..fitted.card.dropped_layers).collect();
+        }
         let steps = Steps {
             rate,
             weight_decay: self.fixed.weight_decay,
@@ -170,7 +172,13 @@ impl Train {
         let device = peft_core::device(&self.compute.device)?;
         if let Some(adapter) = &self.fixed.init_adapter {
             let storage = self.fixed.storage.spec()?;
-            let opened = crate::adapter::open(&source::folder(adapter, Kind::Adapter)?)?;
+            let opened = super::opened(adapter)?;
+            anyhow::ensure!(
+                !opened.heads().are_of_tasks(),
+                "`--init-adapter {}` has heads for several tasks, and `--batches` are of one; \
+                 `peft-bench convert --task NAME` takes one out",
+                adapter.display()
+            );
             let format = opened.format();
             let (fitted, config) = super::fit(opened, model, &storage, registry, &device)?;
             return Ok((fitted, config, format));
@@ -187,7 +195,7 @@ impl Train {
             config,
             storage,
             seed: Some(self.seed),
-            labels: Vec::new(),
+            ..Card::default()
         };
         let fitted = Fitted {
             model: model.train(),
