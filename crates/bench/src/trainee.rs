@@ -37,20 +37,12 @@ impl Trainee {
 
     fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
         let pass = model.pass();
-        let host = &model.host;
-        let loss = match &batch.targets {
-            Targets::Tokens { places, next, .. } => {
-                host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
-            }
-            Targets::Classes(classes) => {
-                class_loss(host.class_logits(&batch.batch, &pass), classes.clone())
-            }
-        };
-        with_auxiliary(loss, &pass)
+        let output = model.host.output(&batch.batch, &pass);
+        Self::head_loss(&model.host, output, batch, &pass)
     }
 
-    /// The loss of a batch given the output of the last layer; auxiliary losses of layers are not
-    /// among it.
+    /// The loss of a batch given the output of the last layer, with the auxiliary losses that the
+    /// pass carries. Copies that a method makes of the texts have a loss each.
     pub(crate) fn head_loss(
         host: &Model,
         x: Tensor<3>,
@@ -68,11 +60,28 @@ impl Trainee {
     }
 }
 
-/// Mean cross-entropy of classes.
+/// The loss of what the model answers, auxiliary losses included: where it answers with the mean of
+/// several copies, this is not the sum of theirs that it is trained on.
+pub(crate) fn answer_loss(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
+    let (host, pass) = (&model.host, model.pass());
+    let loss = match &batch.targets {
+        Targets::Tokens { places, next, .. } => {
+            host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
+        }
+        Targets::Classes(classes) => {
+            class_loss(host.class_logits(&batch.batch, &pass), classes.clone())
+        }
+    };
+    with_auxiliary(loss, &pass)
+}
+
+/// Mean cross-entropy of classes, summed over the copies of the texts that there are logits of.
 fn class_loss(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
-    let rows = classes.dims()[0];
-    let chosen = classes.reshape([rows, 1]);
-    log_softmax(logits, 1).gather(1, chosen).mean().neg()
+    let ([all, _], [rows]) = (logits.dims(), classes.dims());
+    let copies = all / rows;
+    let chosen = classes.repeat_dim(0, copies).reshape([all, 1]);
+    let means = log_softmax(logits, 1).gather(1, chosen).mean();
+    means.mul_scalar(-(copies as f64))
 }
 
 /// The loss with what the layers of a pass have added to it so far.
@@ -157,6 +166,9 @@ pub fn scale_gradients<M: Module>(
     module.visit(&mut scale);
     scale.0
 }
+
+#[cfg(test)]
+mod copies_tests;
 
 #[cfg(test)]
 mod tests {

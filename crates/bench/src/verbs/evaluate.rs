@@ -1,16 +1,16 @@
 //! `evaluate`: scores of a base, with or without an adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
 use peft_core::Host;
 
+use super::AdapterArgs;
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::registry::Registry;
-use crate::storage::StorageArgs;
 
 /// Arguments of `evaluate`.
 #[derive(Args)]
@@ -19,14 +19,11 @@ pub struct Evaluate {
     study: StudyFile,
     #[command(flatten)]
     compute: Compute,
-    /// Folder of a trained adapter, or its hub name.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
-    /// Leave the adapter out of so many layers, the lowest first.
+    #[command(flatten)]
+    with: AdapterArgs,
+    /// Leave the adapters out of so many layers, the lowest first.
     #[arg(long, value_name = "N", requires = "adapter", default_value_t = 0)]
     drop_layers: usize,
-    #[command(flatten)]
-    storage: StorageArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -45,8 +42,7 @@ impl Evaluate {
         let Prepared {
             data, tokenizer, ..
         } = data::prepare(&study.task, folder, 0, &device)?;
-        let adapter = self.adapter.as_deref();
-        let adapters = super::load(folder, adapter, &self.storage, registry, &device)?;
+        let adapters = self.with.load(folder, registry, &device)?;
         if let [_, ..] = adapters.untrained() {
             let missing = adapters.untrained().join(", ");
             eprintln!(
@@ -54,7 +50,7 @@ impl Evaluate {
                 study.model
             );
         }
-        let model = adapters.into_last();
+        let model = adapters.into_only()?;
         let layers = model.host.geometry().layers;
         anyhow::ensure!(
             self.drop_layers <= layers,

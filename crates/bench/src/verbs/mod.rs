@@ -18,8 +18,9 @@ pub mod train;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::Device;
+use clap::Args;
 use peft_core::Init;
 
 use crate::adapter::{self, Fitted, Opened};
@@ -29,21 +30,41 @@ use crate::registry::Registry;
 use crate::source;
 use crate::storage::{StorageArgs, StorageSpec};
 
-/// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
-/// folders or names of the hub.
-pub(crate) fn load(
-    model: &Path,
-    with: Option<&Path>,
-    storage: &StorageArgs,
-    registry: &Registry,
-    device: &Device,
-) -> Result<Adapters> {
-    let arg = with.map(|folder| AdapterArg {
-        name: "adapter".into(),
-        folder: folder.into(),
-        weight: None,
-    });
-    Adapters::load(model, &storage.spec()?, arg.as_slice(), registry, device)
+/// Adapters for a base model, and how that is stored.
+#[derive(Args, Default)]
+pub(crate) struct AdapterArgs {
+    /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub(crate) adapter: Vec<AdapterArg>,
+    /// Use the adapters as one method made of them: `stack`, `average`, `parallel_block`, or its keys
+    /// as inline TOML, as in 'kind = "average"
+    /// weights = [3, 1]'.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) compose: Option<String>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+}
+
+impl AdapterArgs {
+    /// Loads a base and the adapters for it, ready to compute without gradients; all may be folders
+    /// or names of the hub.
+    pub(crate) fn load(
+        &self,
+        model: &Path,
+        registry: &Registry,
+        device: &Device,
+    ) -> Result<Adapters> {
+        let storage = self.storage.spec()?;
+        let adapters = Adapters::load(model, &storage, &self.adapter, registry, device)?;
+        let Some(composition) = &self.compose else {
+            return Ok(adapters);
+        };
+        ensure!(
+            self.adapter.iter().all(|arg| arg.weight.is_none()),
+            "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
+        );
+        adapters.composed(composition, registry)
+    }
 }
 
 /// A base with a saved adapter in it, ready to train on, and the base's `config.json`. `storage` is
