@@ -313,9 +313,18 @@ impl Adapters {
         &self.config
     }
 
-    /// The model with the adapter loaded last, or bare; everything else is dropped.
-    pub fn into_last(mut self) -> Adapted<Model> {
-        self.sets.pop().map_or(self.bare, |set| set.model)
+    /// The model with the one adapter there is, or bare; everything else is dropped.
+    ///
+    /// # Errors
+    /// If there are several.
+    pub fn into_only(mut self) -> Result<Adapted<Model>> {
+        ensure!(
+            self.sets.len() < 2,
+            "{} adapters are given; say what they are together, by `--compose` or by weights, \
+             `--adapter DIR=WEIGHT`",
+            self.sets.len()
+        );
+        Ok(self.sets.pop().map_or(self.bare, |set| set.model))
     }
 }
 

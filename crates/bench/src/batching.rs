@@ -82,7 +82,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
     TrainBatch {
         batch: match targets {
             Targets::Tokens { .. } => batch.with_prompts(&prompts),
-            Targets::Classes(_) => batch,
+            Targets::Classes { .. } => batch,
         },
         targets,
         tokens: rows.iter().map(|row| row.len()).sum(),

@@ -16,7 +16,7 @@ use tokenizers::Tokenizer;
 use crate::batching::{Targets, by_length, collate};
 use crate::data::{Data, Example, Target};
 use crate::study::Task;
-use crate::trainee::Trainee;
+use crate::trainee::answer_loss;
 
 /// Scores by name, and one row per example.
 pub struct Scores {
@@ -84,18 +84,15 @@ impl Evaluator<'_> {
 
     /// Mean loss of a target token (or example).
     fn mean_loss(&self, model: &Adapted<Model>, examples: &[Example]) -> f64 {
-        let trainee = Trainee {
-            model: model.clone(),
-        };
         let (mut sum, mut count) = (0.0, 0.0);
         for indices in by_length(examples, self.batch_size) {
             let rows: Vec<_> = indices.iter().map(|index| &examples[*index]).collect();
-            let batch = collate(&rows, &trainee.model.host, &self.device);
+            let batch = collate(&rows, &model.host, &self.device);
             let weight = match &batch.targets {
                 Targets::Tokens { count, .. } => *count,
                 Targets::Classes { .. } => rows.len(),
             } as f64;
-            let loss: f32 = trainee.loss(&batch).into_scalar::<f32>();
+            let loss: f32 = answer_loss(model, &batch).into_scalar::<f32>();
             sum += f64::from(loss) * weight;
             count += weight;
         }

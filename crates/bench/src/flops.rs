@@ -14,16 +14,18 @@ pub fn flops(model: &Model, method: &dyn Method, work: Work) -> f64 {
     let geometry = model.geometry();
     let VirtualTokens { body, keys } = method.virtual_tokens();
     let length = (work.seq + body) as f64;
-    let tokens = work.batch as f64 * length;
+    let copies = method.copies() as f64;
+    let tokens = copies * work.batch as f64 * length;
     let in_sites: f64 = geometry
         .sites
         .iter()
         .map(|s| (s.d_in * s.d_out) as f64)
         .sum();
     let unfrozen = geometry.count(|p| method.trains(p));
-    // The parameters of virtual tokens are what the text meets, not what it is multiplied by.
+    // The parameters of virtual tokens are what the text meets, not what it is multiplied by. Of
+    // several copies of a text each meets those of one part.
     let added = match body + keys {
-        0 => method.parameters(&geometry).saturating_sub(unfrozen) as f64,
+        0 => method.parameters(&geometry).saturating_sub(unfrozen) as f64 / copies,
         _ => 0.0,
     };
     let trained = |p: &&BaseParam| method.trains(p);
@@ -64,7 +66,7 @@ fn head_flops(
             .filter(is_head)
             .any(|p| method.trains(p));
     let passes = 1.0 + f64::from(u8::from(enters_layers)) + f64::from(u8::from(trains));
-    let places = (work.batch * (work.seq - 1)) as f64;
+    let places = (method.copies() * work.batch * (work.seq - 1)) as f64;
     2.0 * passes * places * (geometry.width * model.vocab_size()) as f64
 }
 
@@ -74,6 +76,7 @@ mod tests {
     use burn::tensor::Device;
     use models::{Gpt2Config, LlamaConfig};
     use peft_core::Init;
+    use peft_core::compose::Part;
 
     const WORK: Work = Work {
         batch: 2,
@@ -119,6 +122,19 @@ mod tests {
         let attention = 4.0 * tokens * 4.0 * (2 * 48) as f64;
         let alone = 2.0 * tokens * sites + attention + 4.0 * 14.0 * head;
         assert_eq!(flops(&model, &peft_adapter::HeadOnly {}, WORK), alone);
+    }
+
+    #[test]
+    fn parts_side_by_side_are_the_work_of_each_alone() {
+        let model = wide_heads();
+        let lora = peft_lora::Lora::default();
+        let block = peft_adapter::ParallelBlock {
+            parts: vec![Part::of(lora.clone()), Part::of(lora.clone())],
+        };
+        assert_eq!(
+            flops(&model, &block, WORK),
+            2.0 * flops(&model, &lora, WORK)
+        );
     }
 
     #[test]

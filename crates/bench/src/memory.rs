@@ -62,7 +62,8 @@ pub fn predict(
 ) -> MemoryInfo {
     let geometry = geometry_for(model, method);
     let virtual_tokens = method.virtual_tokens();
-    let tokens = load.rows * (load.length + virtual_tokens.body);
+    let rows = load.rows * method.copies();
+    let tokens = rows * (load.length + virtual_tokens.body);
     let preset = method.storage();
     let storage = preset.as_deref().or(storage.build());
     let base = match storage {
@@ -83,9 +84,10 @@ pub fn predict(
         // Nothing is kept for a backward pass that never enters the layers.
         false => geometry.layers.min(2),
     };
-    let prefixes = 4 * load.rows * virtual_tokens.keys * layers * 2 * geometry.kv_width;
+    let prefixes = 4 * rows * virtual_tokens.keys * layers * 2 * geometry.kv_width;
     let kept = activations(&geometry, layers, tokens, load.checkpointing);
-    let activations = kept + prefixes as u64 + logits(model, tokens);
+    // Copies of a text have their logits one after another.
+    let activations = kept + prefixes as u64 + logits(model, tokens / method.copies());
     // Adapters come on top of the base; unfrozen weights are part of it already, but for a head
     // that gets a table of its own.
     let unfrozen = match method.unties_head(&model.geometry()) {
@@ -213,6 +215,7 @@ mod tests {
     use burn::tensor::Device;
     use models::Gpt2Config;
     use peft_core::Init;
+    use peft_core::compose::Part;
 
     fn model() -> Model {
         let mut init = Init::new(0, &Device::flex());
@@ -297,6 +300,21 @@ mod tests {
         };
         // Keys and values of 32 in two layers, for five tokens of three rows.
         assert_eq!(peak(&prefix, 8) - peak(&lora, 8), 4 * 2 * 32 * 2 * 5 * 3);
+    }
+
+    #[test]
+    fn parts_side_by_side_keep_what_each_alone_keeps() {
+        let kept = |method: &dyn Method| {
+            let memory = predict(&model(), method, &StorageSpec::F32, load([3, 8]));
+            let logits = logits(&model(), 3 * 8);
+            memory.predicted_peak - PROGRAM - memory.base - 4 * memory.gradients - logits
+        };
+        let lora = peft_lora::Lora::default();
+        let parts = vec![Part::of(lora.clone()), Part::of(lora.clone())];
+        assert_eq!(
+            kept(&peft_adapter::ParallelBlock { parts }),
+            2 * kept(&lora)
+        );
     }
 
     #[test]

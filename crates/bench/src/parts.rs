@@ -8,7 +8,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
 use peft_core::compose::Trained;
-use peft_core::{Adapted, Assembler, CoreError, Host, Init, Method, adapt};
+use peft_core::state::{self, Tensors};
+use peft_core::{Adapted, Assembler, BaseParam, CoreError, Host, Init, Method, adapt};
 use serde_json::{Map, Value};
 
 use crate::adapter::{Base, Card};
@@ -130,7 +131,7 @@ pub fn composed(
             preset.name()
         );
     }
-    let base = base.model().valid();
+    let base = with_their_head(base.model().valid(), parts)?;
     let geometry = base.geometry();
     method.check(&geometry)?;
     // What is counted is trained, and all parts are frozen.
@@ -143,6 +144,31 @@ pub fn composed(
     }
     let device = base.devices().pop().context("the model is on no device")?;
     Ok(adapt(base, &*method, None, &mut Init::new(0, &device))?)
+}
+
+/// The model with the task head that the adapters were trained with.
+///
+/// # Errors
+/// If they have others, each its own.
+fn with_their_head(base: Model, parts: &[(&Card, &Adapted<Model>)]) -> Result<Model> {
+    let mut heads: Vec<_> = parts
+        .iter()
+        .map(|(_, part)| task_head(&part.host))
+        .collect();
+    heads.dedup();
+    ensure!(
+        heads.len() < 2,
+        "the adapters have task heads of their own, which differ; train one head on all of them with \
+         `parts = [{{ adapter = \"DIR\" }}, ...]`"
+    );
+    let head = heads.pop().unwrap_or_default();
+    Ok(state::set(base, head, "the adapters' head")?)
+}
+
+fn task_head(model: &Model) -> Tensors {
+    let params = model.geometry().params.into_iter();
+    let head = params.filter(BaseParam::is_task_head).map(|p| p.id);
+    state::tensors_of(model, &head.collect())
 }
 
 /// The kind and the other keys of a composition as a command line gives it.

@@ -44,6 +44,7 @@ macro_rules! with_methods {
             peft_adapter::Average,
             peft_adapter::Split,
             peft_adapter::BatchSplit,
+            peft_adapter::ParallelBlock,
             peft_lora::Lora,
             peft_lora::LoraFa,
             peft_lora::LoraPlus,

@@ -10,7 +10,7 @@ use burn::train::TrainStep;
 use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
 use peft_core::contract::perturbed;
 use peft_core::{Host, Init, Method, adapt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::batching::TrainBatch;
 use crate::data::{Example, Target};
@@ -85,12 +85,11 @@ pub(crate) fn examples(model: &Model) -> Vec<Example> {
     (0..4).map(example).collect()
 }
 
-/// Every method of the registry that this model takes with its kind, in an example without dropout;
-/// but L0 adapters, whose gates are drawn anew in every pass.
-pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<(&'static str, Arc<dyn Method>)> {
+/// The kinds of the registry's methods and an example of each without dropout; but of L0 adapters,
+/// whose gates are drawn anew in every pass.
+pub(crate) fn configs() -> Vec<(&'static str, Value)> {
     let registry = Registry::builtin();
-    let geometry = build(&mut Init::new(5, &Device::flex())).geometry();
-    let method = |entry: &Entry| {
+    let config = |entry: &Entry| {
         let (kind, mut config) = (entry.info.kind, entry.example());
         for random in ["dropout", "stochastic_depth"] {
             let mut certain = config.clone();
@@ -100,11 +99,19 @@ pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<(&'static str, Arc<d
                 config = certain;
             }
         }
-        (kind, registry.parse(kind, &config).unwrap())
+        (kind, config)
     };
     let certain = registry.entries().iter();
     let certain = certain.filter(|entry| entry.info.kind != "l0_adapter");
-    let methods = certain.map(method);
+    certain.map(config).collect()
+}
+
+/// The methods of [`configs`] that this model takes.
+pub(crate) fn methods(build: fn(&mut Init) -> Model) -> Vec<(&'static str, Arc<dyn Method>)> {
+    let registry = Registry::builtin();
+    let geometry = build(&mut Init::new(5, &Device::flex())).geometry();
+    let configs = configs().into_iter();
+    let methods = configs.map(|(kind, config)| (kind, registry.parse(kind, &config).unwrap()));
     // What is refused for an architecture the tests of the method check.
     methods
         .filter(|(_, method)| method.check(&geometry).is_ok())

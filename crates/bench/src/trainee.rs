@@ -37,22 +37,12 @@ impl Trainee {
 
     fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
         let pass = model.pass();
-        let host = &model.host;
-        let loss = match &batch.targets {
-            Targets::Tokens { places, next, .. } => {
-                host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
-            }
-            Targets::Classes { outputs, others } => class_loss(
-                host.class_logits(&batch.batch, &pass),
-                outputs,
-                others.as_ref(),
-            ),
-        };
-        with_auxiliary(loss, &pass)
+        let output = model.host.output(&batch.batch, &pass);
+        Self::head_loss(&model.host, output, batch, &pass)
     }
 
-    /// The loss of a batch given the output of the last layer; auxiliary losses of layers are not
-    /// among it.
+    /// The loss of a batch given the output of the last layer, with the auxiliary losses that the
+    /// pass carries. Copies that a method makes of the texts have a loss each.
     pub(crate) fn head_loss(
         host: &Model,
         x: Tensor<3>,
@@ -72,20 +62,40 @@ impl Trainee {
     }
 }
 
-/// Mean cross-entropy of classes, each among the outputs of its own task.
+/// The loss of what the model answers, auxiliary losses included: where it answers with the mean of
+/// several copies, this is not the sum of theirs that it is trained on.
+pub(crate) fn answer_loss(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
+    let (host, pass) = (&model.host, model.pass());
+    let loss = match &batch.targets {
+        Targets::Tokens { places, next, .. } => {
+            host.completion_loss(&batch.batch, places.clone(), next.clone(), &pass)
+        }
+        Targets::Classes { outputs, others } => class_loss(
+            host.class_logits(&batch.batch, &pass),
+            outputs,
+            others.as_ref(),
+        ),
+    };
+    with_auxiliary(loss, &pass)
+}
+
+/// Mean cross-entropy of classes, each among the outputs of its own task, summed over the copies of
+/// the texts that there are logits of.
 fn class_loss(
     logits: Tensor<2>,
     outputs: &Tensor<1, Int>,
     others: Option<&Tensor<2, Bool>>,
 ) -> Tensor<1> {
+    let ([all, _], [rows]) = (logits.dims(), outputs.dims());
+    let copies = all / rows;
     // No share of a softmax is left for the least of numbers, and so no gradient.
     let logits = match others {
-        Some(others) => logits.mask_fill(others.clone(), f32::MIN),
+        Some(others) => logits.mask_fill(others.clone().repeat_dim(0, copies), f32::MIN),
         None => logits,
     };
-    let rows = outputs.dims()[0];
-    let chosen = outputs.clone().reshape([rows, 1]);
-    log_softmax(logits, 1).gather(1, chosen).mean().neg()
+    let chosen = outputs.clone().repeat_dim(0, copies).reshape([all, 1]);
+    let means = log_softmax(logits, 1).gather(1, chosen).mean();
+    means.mul_scalar(-(copies as f64))
 }
 
 /// The loss with what the layers of a pass have added to it so far.
@@ -173,6 +183,9 @@ pub fn scale_gradients<M: Module>(
 
 #[cfg(test)]
 mod class_tests;
+
+#[cfg(test)]
+mod copies_tests;
 
 #[cfg(test)]
 mod tests {

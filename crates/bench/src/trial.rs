@@ -91,7 +91,8 @@ impl Trial {
         if self.train.packing && method.needs_own_rows() {
             return refused(
                 "`train.packing` is true, but the method counts places from the ends of a text, \
-                 puts virtual tokens before it or draws random numbers for it; leave `packing` out"
+                 puts virtual tokens before it, copies it or draws random numbers for it; leave \
+                 `packing` out"
                     .into(),
             );
         }

@@ -14,6 +14,9 @@ use peft_core::contract::{perturbed, relative_distance};
 use peft_core::{Adapted, Init, adapt, state};
 use serde_json::{Value, json};
 
+#[path = "compose/apart.rs"]
+mod apart;
+
 fn training() -> Device {
     Device::flex().autodiff()
 }
@@ -74,12 +77,16 @@ fn trained(folder: &Path, name: &str, base: Model, method: Value) -> (Adapted<Mo
 }
 
 fn logits(model: &Adapted<Model>, tasks: Option<[i64; 2]>) -> TensorData {
+    models::logits(model, &texts(model, tasks)).into_data()
+}
+
+fn texts(model: &Adapted<Model>, tasks: Option<[i64; 2]>) -> Batch {
     let ids = vec![5, 70, 20, 11, 33, 8, 90, 41, 2, 17, 63, 29];
     let device = Device::flex();
     let positions = model.host.positions();
     let mut batch = Batch::from_parts(ids, vec![1.0; 12], 2, positions, &device);
     batch.tasks = tasks.map(|tasks| Tensor::<1, Int>::from_data(tasks, &device));
-    models::logits(model, &batch).into_data()
+    batch
 }
 
 /// The logits of one row, at its tokens from `from` to below `to`.
@@ -276,7 +283,7 @@ fn loaded_adapters_are_composed_without_training() {
         json!({"kind": "vera", "rank": 3}),
         json!({"kind": "houlsby", "bottleneck": 3}),
     ];
-    let [(a, dir_a), (_, dir_b)] = two(folder.path(), adapters);
+    let [(a, dir_a), (b, dir_b)] = two(folder.path(), adapters);
     let args = [&dir_a, &dir_b].map(|dir| AdapterArg {
         name: dir.file_name().unwrap().to_str().unwrap().into(),
         folder: dir.clone(),
@@ -284,17 +291,25 @@ fn loaded_adapters_are_composed_without_training() {
         drop_layers: None,
     });
     let registry = Registry::builtin();
-    let composed = |composition: &str| {
+    let as_one = |composition: &str| {
         let (model, storage) = (folder_of("gpt2"), StorageSpec::F32);
         let loaded = Adapters::load(&model, &storage, &args, &registry, &Device::flex());
         let one = loaded.unwrap().composed(composition, &registry)?;
-        anyhow::Ok(logits(one.get("a+b")?, None))
+        one.into_only()
     };
+    let composed = |composition: &str| anyhow::Ok(logits(&as_one(composition)?, None));
     let parts = json!([{"adapter": dir_a}, {"adapter": dir_b}]);
     let stack = model(gpt2(), json!({"kind": "stack", "parts": parts}));
     assert_same(&composed("stack").unwrap(), &logits(&stack, None));
     let all_of_a = "kind = \"average\"\nweights = [1, 0]";
     assert_same(&composed(all_of_a).unwrap(), &a);
+    let block = as_one("parallel_block").unwrap();
+    let each = models::logits_of_copies(&block, &texts(&block, None));
+    let [of_a, of_b] = [each.clone().narrow(0, 0, 2), each.narrow(0, 2, 2)];
+    assert_same(&of_a.clone().into_data(), &a);
+    assert_same(&of_b.clone().into_data(), &b);
+    let mean = (of_a + of_b) / 2.0;
+    assert_same(&logits(&block, None), &mean.into_data());
     for (composition, expected) in [
         ("stakc", "did you mean `stack`"),
         ("fusion", "linear layers"),

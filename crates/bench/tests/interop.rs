@@ -88,7 +88,8 @@ impl Case {
         )
     }
 
-    /// The logits at the recorded positions.
+    /// The logits at the recorded positions; of parts side by side, one behind the other, as the
+    /// library gives them.
     fn logits(&self, model: &Adapted<Model>, expected: &Tensors) -> TensorData {
         let inputs = state::load(&self.base.join("inputs.safetensors")).unwrap();
         let ids: Vec<i64> = inputs["input_ids"]
@@ -101,7 +102,7 @@ impl Case {
         let mask = floats(&inputs["attention_mask"]);
         let positions = model.host.positions();
         let batch = Batch::from_parts(ids, mask, rows, positions, &Device::flex());
-        let logits = models::logits(model, &batch);
+        let logits = models::logits_of_copies(model, &batch);
         let Some(kept) = expected.get("positions") else {
             return match model.host.is_causal() {
                 true => logits.into_data(),

@@ -73,10 +73,25 @@ pub(crate) struct Embedded {
     prompt: Option<Tensor<2>>,
 }
 
+impl Embedded {
+    /// So many copies of every row, copy behind copy.
+    fn copied(self, copies: usize) -> Self {
+        if copies == 1 {
+            return self;
+        }
+        Self {
+            rows: self.rows.repeat_dim(0, copies),
+            positions: self.positions.repeat_dim(0, copies),
+            mask: self.mask.map(|mask| mask.repeat_dim(0, copies)),
+        }
+    }
+}
+
 impl Batch {
     /// Embeds the tokens. `first` is the position of a first token, `seen` the number of keys a
     /// cache holds already: virtual tokens come before the first token and not again.
-    /// The pass is told what tokens it is about.
+    /// The pass is told what tokens it is about; what enters the layers has every text once for each
+    /// of the pass's copies.
     pub(crate) fn embed(
         &self,
         table: &Param<Tensor<2>>,
@@ -92,7 +107,7 @@ impl Batch {
             seen,
             tasks: self.tasks.clone(),
         });
-        embedded
+        embedded.copied(pass.copies)
     }
 
     fn embedded(

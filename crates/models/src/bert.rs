@@ -126,15 +126,6 @@ impl Bert {
         }
     }
 
-    /// Class logits, `[batch, classes]`.
-    pub fn logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        let (mut x, context) = self.enter(batch, pass);
-        for index in 0..self.layers.len() {
-            x = self.layer(index, x, &context, pass);
-        }
-        self.classify(x)
-    }
-
     /// What enters the layers.
     pub(crate) fn enter(&self, batch: &Batch, pass: &Pass<'_>) -> (Tensor<3>, Context) {
         // The head takes the first token of every row.

@@ -28,7 +28,7 @@ pub use generate::{Choice, Continuation, End, Generation, generate, generate_wat
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::Llama;
 pub use llama_config::{LlamaConfig, LlamaFamily};
-pub use model::{Loaded, Model, load, load_with, logits, save};
+pub use model::{Loaded, Model, load, load_with, logits, logits_of_copies, save};
 pub use peft_core::attend::Texts;
 pub use rope::{Rope, RopeScaling, Yarn};
 pub use stages::{Context, TrainedStages};

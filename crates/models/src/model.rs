@@ -195,16 +195,17 @@ impl Model {
     }
 
     /// Final hidden states of a language model, `[batch, sequence, d]`; those of a method's virtual
-    /// tokens stand in front and make the sequence longer.
+    /// tokens stand in front and make the sequence longer. Of several copies of a text it is their
+    /// mean, whose logits are the mean of the copies' logits.
     ///
     /// # Panics
     /// If the model is a classifier.
     pub fn hidden(&self, batch: &Batch, cache: Option<&mut Cache>, pass: &Pass<'_>) -> Tensor<3> {
-        match self {
+        pass.joined(match self {
             Model::Gpt2(model) => model.hidden(batch, cache, pass),
             Model::Llama(model) => model.hidden(batch, cache, pass),
             Model::Bert(_) => panic!("a classifier has no next-token states"),
-        }
+        })
     }
 
     /// The language-model head as `[d, vocab]`.
@@ -224,18 +225,7 @@ impl Model {
     /// # Panics
     /// If the model is a language model.
     pub fn class_logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<2> {
-        match self {
-            Model::Bert(model) => model.logits(batch, pass),
-            Model::Gpt2(_) | Model::Llama(_) => panic!("a language model has no classes"),
-        }
-    }
-
-    /// Next-token logits, `[batch, sequence, vocab]`, those behind virtual tokens in front.
-    ///
-    /// # Panics
-    /// If the model is a classifier.
-    pub fn token_logits(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<3> {
-        head_logits(self.hidden(batch, None, pass), self.head_weight())
+        pass.joined(self.class_logits_of(self.output(batch, pass)))
     }
 
     /// Mean cross-entropy of the next tokens at the given places, `[1]`.
@@ -319,9 +309,15 @@ pub fn save(model: &Model, config: &Value, folder: &Path) -> Result<(), ModelErr
 
 /// The adapted model's next-token or class logits as one tensor with the batch in front.
 pub fn logits(adapted: &Adapted<Model>, batch: &Batch) -> Tensor<3> {
-    let pass = adapted.pass();
-    match &adapted.host {
-        Model::Gpt2(_) | Model::Llama(_) => adapted.host.token_logits(batch, &pass),
-        Model::Bert(_) => adapted.host.class_logits(batch, &pass).unsqueeze_dim(1),
+    adapted.pass().joined(logits_of_copies(adapted, batch))
+}
+
+/// The same of every copy that the method makes of a text, copy behind copy.
+pub fn logits_of_copies(adapted: &Adapted<Model>, batch: &Batch) -> Tensor<3> {
+    let (host, pass) = (&adapted.host, adapted.pass());
+    let output = host.output(batch, &pass);
+    match host.is_causal() {
+        true => head_logits(host.hidden_of(output, &pass), host.head_weight()),
+        false => host.class_logits_of(output).unsqueeze_dim(1),
     }
 }

@@ -79,8 +79,32 @@ impl Model {
         }
     }
 
-    /// The last stage of a language model: the loss of [`Model::completion_loss`], given the
-    /// output of the last layer.
+    /// All stages but the last: the output of the last layer, `[copies * batch, sequence, d]`.
+    pub fn output(&self, batch: &Batch, pass: &Pass<'_>) -> Tensor<3> {
+        let layers = match self {
+            Model::Gpt2(model) => model.config.n_layer,
+            Model::Llama(model) => model.config.layers,
+            Model::Bert(model) => model.config.layers,
+        };
+        let (x, context) = self.enter(batch, pass);
+        (0..layers).fold(x, |x, index| self.layer(index, x, &context, pass))
+    }
+
+    /// The final hidden states of a language model, given the output of the last layer; those of
+    /// every copy.
+    ///
+    /// # Panics
+    /// If the model is a classifier.
+    pub fn hidden_of(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        match self {
+            Model::Gpt2(model) => model.leave(x, pass),
+            Model::Llama(model) => model.leave(x, pass),
+            Model::Bert(_) => panic!("a classifier has no next-token states"),
+        }
+    }
+
+    /// The last stage of a language model that is trained: the sum over the copies of the losses of
+    /// [`Model::completion_loss`], given the output of the last layer.
     ///
     /// # Panics
     /// If the model is a classifier.
@@ -91,12 +115,11 @@ impl Model {
         (places, targets): (Tensor<1, Int>, Tensor<1, Int>),
         pass: &Pass<'_>,
     ) -> Tensor<1> {
-        let hidden = match self {
-            Model::Gpt2(model) => model.leave(x, pass),
-            Model::Llama(model) => model.leave(x, pass),
-            Model::Bert(_) => panic!("a classifier has no next-token states"),
-        };
-        self.next_token_loss(hidden, batch, places, targets)
+        let copies = pass.each_copy(self.hidden_of(x, pass)).into_iter();
+        let losses =
+            copies.map(|copy| self.next_token_loss(copy, batch, places.clone(), targets.clone()));
+        let sum = losses.reduce(|sum, loss| sum + loss);
+        sum.expect("there is a copy")
     }
 
     /// The mean cross-entropy of the next tokens at some places, given the final hidden states.
@@ -113,7 +136,8 @@ impl Model {
         kernels::cross_entropy_head(hidden, self.head_weight(), targets)
     }
 
-    /// The last stage of a classifier: class logits, given the output of the last layer.
+    /// The last stage of a classifier: class logits, given the output of the last layer; those of
+    /// every copy.
     ///
     /// # Panics
     /// If the model is a language model.

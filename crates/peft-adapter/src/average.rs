@@ -6,7 +6,7 @@
 //! `Average` divides by the number of parts once more (release 1.3.0), so nothing is exchanged.
 
 use peft_core::blend::Weight;
-use peft_core::compose::{Joint, Part, Room, Seam};
+use peft_core::compose::{Joint, Part};
 use peft_core::{Composition, CoreError, Geometry, MethodInfo, Start};
 use serde::{Deserialize, Serialize};
 
@@ -79,14 +79,6 @@ impl Composition for Average {
 
     fn parts_mut(&mut self) -> &mut Vec<Part> {
         &mut self.parts
-    }
-
-    fn room(&self, seam: Seam) -> Room {
-        match seam {
-            // One set of values serves all parts.
-            Seam::Base => Room::Nobody,
-            _ => Room::Many,
-        }
     }
 
     fn joint(&self) -> Joint {

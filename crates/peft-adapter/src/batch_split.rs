@@ -6,7 +6,7 @@
 //! in the batch, which training shuffles; here part `i` has the rows of task `i`.
 
 use peft_core::blend::Weight;
-use peft_core::compose::{Joint, Part, Room, Seam};
+use peft_core::compose::{Joint, Part};
 use peft_core::{Composition, MethodInfo, Start};
 use serde::{Deserialize, Serialize};
 
@@ -44,14 +44,6 @@ impl Composition for BatchSplit {
 
     fn parts_mut(&mut self) -> &mut Vec<Part> {
         &mut self.parts
-    }
-
-    fn room(&self, seam: Seam) -> Room {
-        match seam {
-            // A layer that is another in every row has no weight; the others serve all rows.
-            Seam::Linear | Seam::Base | Seam::Lookup => Room::Nobody,
-            _ => Room::Many,
-        }
     }
 
     fn joint(&self) -> Joint {

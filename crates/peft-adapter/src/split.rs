@@ -6,7 +6,7 @@
 //! the splits together: here the last part has whatever follows.
 
 use peft_core::blend::Weight;
-use peft_core::compose::{Joint, Part, Room, Seam};
+use peft_core::compose::{Joint, Part};
 use peft_core::{Composition, CoreError, Geometry, MethodInfo, Start, check};
 use serde::{Deserialize, Serialize};
 
@@ -46,15 +46,6 @@ impl Composition for Split {
 
     fn parts_mut(&mut self) -> &mut Vec<Part> {
         &mut self.parts
-    }
-
-    fn room(&self, seam: Seam) -> Room {
-        match seam {
-            // A layer that is another at every token has no weight; one set of values serves all
-            // tokens; and virtual tokens are before all of them.
-            Seam::Linear | Seam::Base | Seam::Lookup => Room::Nobody,
-            _ => Room::Many,
-        }
     }
 
     fn joint(&self) -> Joint {

@@ -5,7 +5,7 @@
 //! = "language" }, { kind = "pfeiffer" }]`.
 //! Seam: those of the parts. Updates of one linear layer add up; AdapterHub's `Stack`.
 
-use peft_core::compose::{Joint, Part, Room, Seam};
+use peft_core::compose::{Joint, Part};
 use peft_core::{Composition, CoreError, Fields, Foreign, Geometry, MethodInfo, Start};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -56,14 +56,6 @@ impl Composition for Stack {
 
     fn parts_mut(&mut self) -> &mut Vec<Part> {
         &mut self.parts
-    }
-
-    fn room(&self, seam: Seam) -> Room {
-        match seam {
-            // An attention core has nothing to give to the next one.
-            Seam::Attention => Room::One,
-            _ => Room::Many,
-        }
     }
 
     fn joint(&self) -> Joint {

@@ -32,14 +32,23 @@ use crate::tap::TapSlot;
 /// `adapted` must be made from clones of `base`.
 ///
 /// # Errors
-/// If there is none, a weight is not finite, or the adapters number positions differently or have
-/// different numbers of virtual tokens.
+/// If there is none, a weight is not finite, an adapter makes copies of texts, or the adapters number
+/// positions differently or have different numbers of virtual tokens.
 pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapted<H>, CoreError> {
     let Some((_, first)) = adapted.first() else {
         return Err(CoreError::bad_value("adapters", 0, "at least one"));
     };
     let position_offset = first.position_offset;
     for (weight, part) in &adapted {
+        if part.copies != 1 {
+            let expected =
+                "1 in a blend: an adapter that keeps its parts apart has no other beside it";
+            return Err(CoreError::bad_value(
+                "copies of a text",
+                part.copies,
+                expected,
+            ));
+        }
         if !weight.is_finite() {
             return Err(CoreError::bad_value("weight", weight, "a finite number"));
         }
@@ -61,6 +70,7 @@ pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapte
         host,
         shared: Some(SharedSlot::new(shared)),
         position_offset,
+        copies: 1,
     })
 }
 

@@ -65,6 +65,8 @@ pub struct Adapted<H: Host> {
     pub shared: Option<SharedSlot>,
     /// By how much positions are moved up; see [`Method::position_offset`].
     pub position_offset: usize,
+    /// How many copies of every text go through the layers; see [`Method::copies`].
+    pub copies: usize,
 }
 
 impl<H: Host> Adapted<H> {
@@ -74,6 +76,7 @@ impl<H: Host> Adapted<H> {
             host,
             shared: None,
             position_offset: 0,
+            copies: 1,
         }
     }
 
@@ -81,6 +84,7 @@ impl<H: Host> Adapted<H> {
     pub fn pass(&self) -> Pass<'_> {
         let mut pass = Pass::with_shared(self.shared.as_ref());
         pass.position_offset = self.position_offset;
+        pass.copies = self.copies;
         pass
     }
 
@@ -184,6 +188,7 @@ pub fn adapt<H: Host>(
         host: host.map(&mut Unfreeze(trained)),
         shared,
         position_offset: method.position_offset(),
+        copies: method.copies(),
     };
     Ok(if init.device().is_autodiff() {
         adapted.train()

@@ -63,6 +63,11 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether [`Method::split`] divides any weight, which then is the matter of this method alone.
+    fn splits(&self) -> bool {
+        false
+    }
+
     /// What stands in place of a linear layer.
     fn project(&self, _site: &Site, base: Proj, _init: &mut Init) -> Proj {
         base
@@ -113,10 +118,17 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     }
 
     /// Whether every row of a batch must be one text: the method counts places from the ends of a
-    /// text, puts virtual tokens before it or draws random numbers for it. Texts are then not packed
-    /// into one row.
+    /// text, puts virtual tokens before it, copies it or draws random numbers for it. Texts are then
+    /// not packed into one row.
     fn needs_own_rows(&self) -> bool {
         false
+    }
+
+    /// How many copies of every text go through the layers, for methods kept apart in one model: a
+    /// host repeats the rows of a batch where it embeds them, copy behind copy, and answers with the
+    /// mean of the copies' logits. In training every copy has a loss of its own, and they are added.
+    fn copies(&self) -> usize {
+        1
     }
 
     /// For how many tasks the method is made, where it goes by the task of a row; tasks are counted

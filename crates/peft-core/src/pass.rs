@@ -39,17 +39,32 @@ impl Text {
 }
 
 /// Context of one forward pass: state shared across layers, and losses that layers add.
-#[derive(Default)]
 #[non_exhaustive]
 pub struct Pass<'a> {
     /// What is added to every token's position; see [`Method::position_offset`](crate::Method).
     pub position_offset: usize,
+    /// How many copies of every text go through the layers; see [`Method::copies`](crate::Method).
+    pub copies: usize,
     shared: Option<&'a SharedSlot>,
     /// The pass of the whole, in one that a part of it sees.
     outer: Option<&'a Pass<'a>>,
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
     memory: Option<Memory>,
+}
+
+impl Default for Pass<'_> {
+    fn default() -> Self {
+        Self {
+            position_offset: 0,
+            copies: 1,
+            shared: None,
+            outer: None,
+            losses: RefCell::default(),
+            text: RefCell::default(),
+            memory: None,
+        }
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -90,11 +105,11 @@ impl<'a> Pass<'a> {
     pub fn again<'b>(&self, shared: Option<&'b SharedSlot>) -> Pass<'b> {
         Pass {
             position_offset: self.position_offset,
+            copies: self.copies,
             shared,
-            outer: None,
-            losses: RefCell::default(),
             text: self.text.clone(),
             memory: self.memory.clone(),
+            ..Pass::default()
         }
     }
 
@@ -124,6 +139,23 @@ impl<'a> Pass<'a> {
         self.shared
             .and_then(|slot| slot.0.as_any().downcast_ref())
             .unwrap_or_else(|| panic!("the pass carries no shared {}", short_type_name::<S>()))
+    }
+
+    /// The rows of each copy of the texts; the copies follow each other in the rows of a pass.
+    pub fn each_copy<const D: usize>(&self, x: Tensor<D>) -> Vec<Tensor<D>> {
+        match self.copies {
+            1 => vec![x],
+            copies => x.chunk(copies, 0),
+        }
+    }
+
+    /// What a model says of every text: the mean of what it says of the copies.
+    pub fn joined<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if self.copies == 1 {
+            return x;
+        }
+        let sum = self.each_copy(x).into_iter().reduce(|sum, copy| sum + copy);
+        sum.expect("there is a copy") / self.copies as f64
     }
 
     /// Tells the layers of the pass what tokens it is about; models do before their first layer.

@@ -25,6 +25,7 @@ impl<H: Host> Adapted<H> {
             host,
             shared: self.shared.filter(|_| !settled),
             position_offset: self.position_offset,
+            copies: self.copies,
         }
     }
 }

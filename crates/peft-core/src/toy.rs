@@ -290,12 +290,13 @@ impl ContractHost for Toy {
             }
             None => x,
         };
+        let x = x.repeat_dim(0, pass.copies);
         let x = EndsSlot::enter(toy.ends.as_ref(), x, &pass);
         let x = toy
             .layers
             .iter()
             .fold(x, |x, layer| layer.forward(x, &pass));
         let x = EndsSlot::leave(toy.ends.as_ref(), x, &pass);
-        kernels::linear(x, toy.head.val(), None)
+        pass.joined(kernels::linear(x, toy.head.val(), None))
     }
 }

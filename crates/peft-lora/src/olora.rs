@@ -68,6 +68,10 @@ impl Method for Olora {
         split::check(&self.lora(), geometry)
     }
 
+    fn splits(&self) -> bool {
+        true
+    }
+
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
         if !self.targets.contains(site) {
             return Ok(None);

@@ -74,6 +74,10 @@ impl Method for Pissa {
         split::check(&self.lora(), geometry)
     }
 
+    fn splits(&self) -> bool {
+        true
+    }
+
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
         if !self.targets.contains(site) {
             return Ok(None);

@@ -133,6 +133,10 @@ impl Method for LoftQ {
         Some(Box::new(self.nf4()))
     }
 
+    fn splits(&self) -> bool {
+        true
+    }
+
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
         if !self.targets.contains(site) {
             return Ok(None);

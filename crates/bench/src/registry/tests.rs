@@ -70,6 +70,7 @@ macro_rules! host {
                     host: adapted.host.model.clone(),
                     shared: adapted.shared.clone(),
                     position_offset: adapted.position_offset,
+                    copies: adapted.copies,
                 };
                 models::logits(&model, &batch)
             }

@@ -58,7 +58,7 @@ impl Chat {
         self.sampling.choice(0)?;
         let device = peft_core::device(&self.compute.device)?;
         let model = source::pinned(&self.base.model, false)?;
-        let adapters = self.base.load(&model, registry, &device)?;
+        let adapters = self.base.with.load(&model, None, registry, &device)?;
         let first = self.chosen.as_deref().or(adapters.names().next());
         let using = adapters.choose(first)?.to_string();
         let host = &adapters.get(&using)?.host;

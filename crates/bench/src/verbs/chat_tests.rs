@@ -108,9 +108,7 @@ fn by_template(template: Option<&str>, lines: &str) -> Recorder {
     let chat = Chat {
         base: Adaptable {
             model: folder.path().into(),
-            adapter: Vec::new(),
-            compose: None,
-            storage: Default::default(),
+            with: Default::default(),
         },
         chosen: None,
         chat_template: None,

@@ -1,16 +1,16 @@
 //! `evaluate`: scores of a base, with or without an adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use super::AdapterArgs;
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Data, Prepared};
 use crate::evaluate::Evaluator;
 use crate::heads::Heads;
 use crate::registry::Registry;
-use crate::storage::StorageArgs;
 use crate::study::Task;
 
 /// Arguments of `evaluate`.
@@ -20,18 +20,16 @@ pub struct Evaluate {
     study: StudyFile,
     #[command(flatten)]
     compute: Compute,
-    /// Folder of a trained adapter, or its hub name.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
-    /// Leave the adapter out of so many layers, the lowest first; as it says itself where not given.
+    #[command(flatten)]
+    with: AdapterArgs,
+    /// Leave the adapters out of so many layers, the lowest first; as they say themselves where not
+    /// given.
     #[arg(long, value_name = "N", requires = "adapter")]
     drop_layers: Option<usize>,
     /// Score one task of a mixture alone; or, for a study of one task, which of its tasks the adapter
     /// learnt it as.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
-    #[command(flatten)]
-    storage: StorageArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -53,8 +51,8 @@ impl Evaluate {
             tokenizer,
             ..
         } = data::prepare(task, folder, 0, &device)?;
-        let (adapter, drop) = (self.adapter.as_deref(), self.drop_layers);
-        let adapters = super::load(folder, adapter, drop, &self.storage, registry, &device)?;
+        let drop = self.drop_layers;
+        let adapters = self.with.load(folder, drop, registry, &device)?;
         if let [_, ..] = adapters.untrained() {
             let missing = adapters.untrained().join(", ");
             eprintln!(
@@ -63,7 +61,7 @@ impl Evaluate {
             );
         }
         self.place(&mut data, task, number, adapters.heads())?;
-        let model = adapters.into_last();
+        let model = adapters.into_only()?;
         let evaluator = Evaluator {
             task,
             data: &data,
@@ -110,9 +108,9 @@ impl Evaluate {
     ) -> Result<()> {
         if let Task::Mixture(_) = task {
             // A base alone has the outputs of no task, which scoring says.
-            return match self.adapter.is_some() {
-                true => heads.check_same(&data.heads),
-                false => Ok(()),
+            return match self.with.adapter.is_empty() {
+                false => heads.check_same(&data.heads),
+                true => Ok(()),
             };
         }
         if heads.are_of_tasks() {

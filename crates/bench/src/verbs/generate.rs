@@ -3,16 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::Device;
 use clap::Args;
 use models::{Choice, Generation};
 
-use crate::adapters::{AdapterArg, Adapters};
+use super::AdapterArgs;
 use crate::cli::{Compute, print};
 use crate::completion::{Completion, Writer};
 use crate::registry::Registry;
 use crate::source;
-use crate::storage::StorageArgs;
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -56,37 +54,8 @@ pub(crate) struct Adaptable {
     /// Folder of the base model, or hf://organisation/name[@revision].
     #[arg(long)]
     pub(crate) model: PathBuf,
-    /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
-    #[arg(long, value_name = "[NAME=]DIR")]
-    pub(crate) adapter: Vec<AdapterArg>,
-    /// Use the adapters as one method made of them: `stack`, `average`, or its keys as inline TOML,
-    /// as in 'kind = "average"
-    /// weights = [3, 1]'.
-    #[arg(long, value_name = "KIND")]
-    pub(crate) compose: Option<String>,
     #[command(flatten)]
-    pub(crate) storage: StorageArgs,
-}
-
-impl Adaptable {
-    /// Loads the adapters into the model of this folder or name, which is the one given, pinned.
-    pub(crate) fn load(
-        &self,
-        model: &Path,
-        registry: &Registry,
-        device: &Device,
-    ) -> Result<Adapters> {
-        let storage = self.storage.spec()?;
-        let adapters = Adapters::load(model, &storage, &self.adapter, registry, device)?;
-        let Some(composition) = &self.compose else {
-            return Ok(adapters);
-        };
-        ensure!(
-            self.adapter.iter().all(|arg| arg.weight.is_none()),
-            "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
-        );
-        adapters.composed(composition, registry)
-    }
+    pub(crate) with: AdapterArgs,
 }
 
 /// How tokens are chosen.
@@ -116,7 +85,7 @@ impl Generate {
         let texts = self.texts()?;
         let device = peft_core::device(&self.compute.device)?;
         let model = source::pinned(&self.base.model, false)?;
-        let adapters = self.base.load(&model, registry, &device)?;
+        let adapters = self.base.with.load(&model, None, registry, &device)?;
         let name = adapters.choose(self.chosen.as_deref());
         let name = name.context("which adapter to use is said by `--use`")?;
         let adapted = adapters.get(name)?;

@@ -10,9 +10,9 @@ use clap::Args;
 use models::Batch;
 use peft_core::state;
 
+use super::AdapterArgs;
 use crate::cli::Compute;
 use crate::registry::Registry;
-use crate::storage::StorageArgs;
 use crate::token_file::TokenFile;
 
 /// Arguments of `logits`.
@@ -21,20 +21,18 @@ pub struct Logits {
     /// Folder of the base model, or hf://organisation/name[@revision].
     #[arg(long)]
     model: PathBuf,
-    /// Folder of a trained adapter, or its hub name.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    with: AdapterArgs,
     /// File with `input_ids` and (optional) `attention_mask`, `[batch, sequence]`.
     #[arg(long)]
     inputs: PathBuf,
-    /// File for `logits`: `[batch, sequence, vocab]`, or `[batch, classes]` of a classifier.
+    /// File for `logits`: `[batch, sequence, vocab]`, or `[batch, classes]` of a classifier. Of a
+    /// parallel block they are the mean of its parts' own, which stand beside it as `NAME.logits`.
     #[arg(long)]
     out: PathBuf,
     /// The task whose head to ask, of an adapter that learnt several.
     #[arg(long, value_name = "NAME", requires = "adapter")]
     task: Option<String>,
-    #[command(flatten)]
-    storage: StorageArgs,
     #[command(flatten)]
     compute: Compute,
 }
@@ -46,8 +44,7 @@ impl Logits {
 
     fn work(&self, registry: &Registry) -> Result<()> {
         let device = peft_core::device(&self.compute.device)?;
-        let adapter = self.adapter.as_deref();
-        let adapters = super::load(&self.model, adapter, None, &self.storage, registry, &device)?;
+        let adapters = self.with.load(&self.model, None, registry, &device)?;
         ensure!(
             adapters.untrained().is_empty(),
             "`{}` has no {}, so its logits would be random; give an `--adapter` that brings them, or \
@@ -60,20 +57,33 @@ impl Logits {
             true => Some(heads.number(self.task.as_deref())?),
             false => None,
         };
-        let model = adapters.into_last();
+        let model = adapters.into_only()?;
         let host = &model.host;
         let limit = host.max_length().saturating_sub(model.position_offset);
         let tokens = TokenFile::read(&self.inputs, &["batch", "sequence"], host, limit)?;
         let rows = tokens.shape[0];
         let batch = Batch::from_parts(tokens.ids, tokens.mask, rows, host.positions(), &device);
         let batch = batch.of_tasks(&vec![task.unwrap_or(0); rows]);
-        let logits = models::logits(&model, &batch);
-        let logits = match host.is_causal() {
+        let data = |logits: Tensor<3>| match host.is_causal() {
             true => logits.into_data(),
             false => own(logits.squeeze_dim(1), task.map(|task| heads.range(task))).into_data(),
         };
-        let tensors = BTreeMap::from([("logits".to_string(), logits)]);
+        let (pass, all) = (model.pass(), models::logits_of_copies(&model, &batch));
+        let mut tensors = BTreeMap::from([("logits".to_string(), data(pass.joined(all.clone())))]);
+        if model.copies > 1 {
+            let copies = pass.each_copy(all).into_iter().enumerate();
+            tensors.extend(copies.map(|(part, logits)| (self.name_of(part), data(logits))));
+        }
         Ok(state::save(&tensors, BTreeMap::new(), &self.out)?)
+    }
+
+    /// What the logits of a part are called: after the adapter that was named, or by its number among
+    /// those of the one adapter.
+    fn name_of(&self, part: usize) -> String {
+        match (&self.with.compose, self.with.adapter.get(part)) {
+            (Some(_), Some(adapter)) => format!("{}.logits", adapter.name),
+            _ => format!("parts.{part}.logits"),
+        }
     }
 }
 

@@ -18,8 +18,9 @@ pub mod train;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::Device;
+use clap::Args;
 use peft_core::Init;
 
 use crate::adapter::{self, Base, Fitted, Opened};
@@ -29,24 +30,48 @@ use crate::registry::Registry;
 use crate::source;
 use crate::storage::{StorageArgs, StorageSpec};
 
-/// Loads a base and puts a saved adapter into it, ready to compute without gradients; both may be
-/// folders or names of the hub. `drop_layers` are those that go without it, where it is not to say so
-/// itself.
-pub(crate) fn load(
-    model: &Path,
-    with: Option<&Path>,
-    drop_layers: Option<usize>,
-    storage: &StorageArgs,
-    registry: &Registry,
-    device: &Device,
-) -> Result<Adapters> {
-    let arg = with.map(|folder| AdapterArg {
-        name: "adapter".into(),
-        folder: folder.into(),
-        weight: None,
-        drop_layers,
-    });
-    Adapters::load(model, &storage.spec()?, arg.as_slice(), registry, device)
+/// Adapters for a base model, and how that is stored.
+#[derive(Args, Default)]
+pub(crate) struct AdapterArgs {
+    /// Folder or hub name of a trained adapter, as DIR or NAME=DIR; may be given several times.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub(crate) adapter: Vec<AdapterArg>,
+    /// Use the adapters as one method made of them: `stack`, `average`, `parallel_block`, or its keys
+    /// as inline TOML, as in 'kind = "average"
+    /// weights = [3, 1]'.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) compose: Option<String>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+}
+
+impl AdapterArgs {
+    /// Loads a base and the adapters for it, ready to compute without gradients; all may be folders
+    /// or names of the hub. `drop_layers` are those that go without them, where they are not to say so
+    /// themselves.
+    pub(crate) fn load(
+        &self,
+        model: &Path,
+        drop_layers: Option<usize>,
+        registry: &Registry,
+        device: &Device,
+    ) -> Result<Adapters> {
+        let storage = self.storage.spec()?;
+        let dropping = |arg: &AdapterArg| AdapterArg {
+            drop_layers,
+            ..arg.clone()
+        };
+        let adapters: Vec<_> = self.adapter.iter().map(dropping).collect();
+        let adapters = Adapters::load(model, &storage, &adapters, registry, device)?;
+        let Some(composition) = &self.compose else {
+            return Ok(adapters);
+        };
+        ensure!(
+            self.adapter.iter().all(|arg| arg.weight.is_none()),
+            "weights and `--compose` do not go together; weigh with `--compose 'kind = \"average\"'`"
+        );
+        adapters.composed(composition, registry)
+    }
 }
 
 /// A saved adapter, as read from a folder or the hub.

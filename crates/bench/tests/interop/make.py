@@ -21,7 +21,7 @@ import adapters
 import bitsandbytes.functional as bnb
 import peft
 import torch
-from adapters.composition import Fuse, Stack
+from adapters.composition import Fuse, Parallel, Stack
 from safetensors.torch import save_file
 from transformers import (BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig,
                           LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification)
@@ -166,6 +166,10 @@ SETUPS = {  # the block, its two adapters, and how they are fused
     "gpt2-fusion_double": lambda: (Fuse, DOUBLE(), DOUBLE(reduction_factor=6), "dynamic"),
     "bert-stack": lambda: (Stack, adapters.SeqBnInvConfig(reduction_factor=4), DOUBLE(), None),
     "gpt2-stack": lambda: (Stack, DOUBLE(leave_out=[0]), SEQ(), None),
+    # The library prepares the input of all parts as the first one's.
+    "bert-parallel": lambda: (Parallel, SEQ(), SEQ(reduction_factor=8), None),
+    "gpt2-parallel": lambda: (Parallel, DOUBLE(leave_out=[0]), DOUBLE(leave_out=[0], reduction_factor=6), None),
+    "llama-parallel": lambda: (Parallel, DOUBLE(), DOUBLE(reduction_factor=6), None),
 }
 TRAIN = ["gpt2-lora", "gpt2-qlora", "gpt2-full", "gpt2-dora", "gpt2-adalora_allocated", "gpt2-hira",
          "bert-lora", "bert-houlsby", "bert-boft", "bert-fusion"]

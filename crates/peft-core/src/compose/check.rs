@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::{Composition, Joint, Part};
+use crate::blend::Weight;
 use crate::error::CoreError;
 use crate::geometry::{Geometry, TapSite};
 use crate::init::Init;
@@ -70,6 +71,13 @@ pub fn seated<'a>(parts: &[Part], geometry: &'a Geometry) -> Vec<&'a TapSite> {
     geometry.taps.iter().filter(sits).collect()
 }
 
+/// Whether any of the parts fills a seam of this sort.
+pub fn any_fills(parts: &[Part], seam: Seam, geometry: &Geometry) -> bool {
+    parts
+        .iter()
+        .any(|part| fills(part.method(), seam, geometry))
+}
+
 /// Values are drawn and dropped: what a method does is all that is asked here.
 fn probe() -> Init {
     Init::new(0, &Device::flex())
@@ -102,25 +110,49 @@ pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Res
         })?;
         method
             .check(geometry)
+            .and_then(|()| leaves_weights_whole(part))
+            .and_then(|()| makes_no_copies(part))
             .and_then(|()| changes_no_base(part, geometry))
             .and_then(|()| learns_at_one_rate(part))
             .map_err(|error| CoreError::part(index, error))?;
     }
     one_storage(parts)?;
-    if let Joint::Mixed(weights) = composition.joint() {
-        same_offset(parts)?;
-        if weights.len() != parts.len() {
-            let expected = format!("one for each of the {} parts", parts.len());
-            return Err(CoreError::bad_value(
-                "number of weights",
-                weights.len(),
-                &expected,
-            ));
+    match composition.joint() {
+        Joint::InTurn => {}
+        Joint::Mixed(weights) => {
+            same_offset(parts)?;
+            one_weight_each(&weights, parts)?;
         }
+        Joint::Apart => same_offset(parts)?,
     }
     Seam::ALL
         .into_iter()
         .try_for_each(|seam| has_room(composition, seam, geometry))
+}
+
+/// Refuses a part that decides which part of a weight is frozen.
+fn leaves_weights_whole(part: &Part) -> Result<(), CoreError> {
+    match part.method().splits() {
+        false => Ok(()),
+        true => Err(divides_weights(part)),
+    }
+}
+
+pub(super) fn divides_weights(part: &Part) -> CoreError {
+    let expected = "a method that leaves the weight whole, in a composition";
+    CoreError::bad_value("kind", part.kind(), expected)
+}
+
+/// Refuses a part that needs several copies of every text: the others would be on all of them.
+fn makes_no_copies(part: &Part) -> Result<(), CoreError> {
+    match part.method().copies() {
+        1 => Ok(()),
+        _ => {
+            let expected =
+                "a composition of its own, with others inside it: its parts are kept apart";
+            Err(CoreError::bad_value("kind", part.kind(), expected))
+        }
+    }
 }
 
 /// Refuses a trained part that sets rates by places, which the places of other parts may share.
@@ -160,6 +192,17 @@ fn one_storage(parts: &[Part]) -> Result<(), CoreError> {
                 names.join(" and "),
                 expected,
             ))
+        }
+    }
+}
+
+fn one_weight_each(weights: &[Weight], parts: &[Part]) -> Result<(), CoreError> {
+    let (found, count) = (weights.len(), parts.len());
+    match found == count {
+        true => Ok(()),
+        false => {
+            let expected = format!("one for each of the {count} parts");
+            Err(CoreError::bad_value("number of weights", found, &expected))
         }
     }
 }
@@ -222,7 +265,10 @@ fn fills(method: &dyn Method, seam: Seam, geometry: &Geometry) -> bool {
         }
         Seam::Lookup => method.lookup(&geometry.table, &mut init).is_some(),
         Seam::Ends => method.ends(geometry.width, &mut init).is_some(),
-        Seam::Base => geometry.params.iter().any(|param| method.trains(param)),
+        // A head of its own is no parameter of the model yet.
+        Seam::Base => {
+            method.unties_head(geometry) || geometry.params.iter().any(|param| method.trains(param))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Methods made of other methods: stacks, averages, splits, fusions.
+//! Methods made of other methods: stacks, averages, splits, fusions, methods side by side.
 //!
 //! A [`Composition`] holds [`Part`]s, methods of any kind. Every seam of the model is filled by what
 //! the parts put there, joined as the composition says ([`Joint`]); a part's own checks, counts and
@@ -6,21 +6,23 @@
 //! frozen then, and the harness brings its values ([`Part::bring`]).
 
 mod check;
+mod copies;
+mod joint;
 mod part;
 mod seams;
 mod trained;
 
-use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use check::{Room, Seam, seated};
+pub use check::{Room, Seam, any_fills, seated};
+pub use joint::Joint;
 pub use part::{Assembler, Part};
 pub use seams::SharedParts;
 pub use trained::{Trained, is_of_a_part};
 
 use crate::attend::AttendSlot;
-use crate::blend::{self, Weight, Weighted};
+use crate::blend::Weight;
 use crate::ends::EndsSlot;
 use crate::error::CoreError;
 use crate::exchange::{Fields, Foreign};
@@ -33,15 +35,6 @@ use crate::projection::Proj;
 use crate::regulate::Regulator;
 use crate::site::{Role, Site};
 use crate::tap::TapSlot;
-
-/// How what several parts have at a seam becomes one.
-#[derive(Clone, Debug)]
-pub enum Joint {
-    /// Each in turn, on what the one before it gives.
-    InTurn,
-    /// `base + sum of weight * (part - base)`, a weight for every part.
-    Mixed(Vec<Weight>),
-}
 
 /// A method made of other methods. Implementing it makes a [`Method`] and a [`MethodConfig`].
 pub trait Composition:
@@ -62,20 +55,17 @@ pub trait Composition:
     /// Turns other keys that name parts into parts, before they are assembled.
     fn spell_out(&mut self) {}
 
-    /// How many of the parts may fill a seam of this sort.
-    fn room(&self, seam: Seam) -> Room;
-
     /// How what several parts have at a seam becomes one.
     fn joint(&self) -> Joint;
 
+    /// How many of the parts may fill a seam of this sort; as many as their joint has a meaning for.
+    fn room(&self, seam: Seam) -> Room {
+        self.joint().room(seam)
+    }
+
     /// What stands on a sublayer of this width where some parts have taps.
     fn join_taps(&self, taps: Vec<Option<TapSlot>>, _width: usize, _init: &mut Init) -> TapSlot {
-        match self.joint() {
-            Joint::InTurn => TapSlot::new(seams::TapsInTurn { parts: taps }),
-            Joint::Mixed(weights) => TapSlot::new(blend::BlendTap {
-                parts: weighted(weights, taps),
-            }),
-        }
+        self.joint().taps(taps)
     }
 
     /// Refuses what makes no sense of the composition's own keys.
@@ -105,19 +95,6 @@ pub trait Composition:
     fn from_adapter_hub_block(_fields: &mut Fields) -> Result<Option<Self>, CoreError> {
         Ok(None)
     }
-}
-
-/// What some of the parts have at a seam, with the weights of those parts.
-fn weighted<S: Module>(weights: Vec<Weight>, parts: Vec<Option<S>>) -> Vec<Weighted<S>> {
-    let numbered = weights.into_iter().zip(parts).enumerate();
-    let filled = numbered.filter_map(|(index, (weight, module))| {
-        Some(Weighted {
-            weight,
-            index,
-            module: module?,
-        })
-    });
-    filled.collect()
 }
 
 /// What every part has at a seam, or none where no part has anything.
@@ -171,36 +148,18 @@ impl<C: Composition> Method for C {
     }
 
     fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
-        let parts = Method::parts(self).iter().enumerate();
-        match self.joint() {
-            Joint::InTurn => parts.fold(base, |base, (index, part)| {
-                part.project(index, site, base, init)
-            }),
-            Joint::Mixed(weights) => {
-                let projections: Vec<_> = parts
-                    .map(|(index, part)| {
-                        let projection = part.project(index, site, base.clone(), init);
-                        seams::made_by(&projection, index)
-                    })
-                    .collect();
-                match projections.iter().any(Option::is_some) {
-                    true => Proj::new(blend::BlendLinear {
-                        base,
-                        parts: weighted(weights, projections),
-                    }),
-                    false => base,
-                }
-            }
-        }
+        let parts = Method::parts(self);
+        self.joint().linear(base, parts.len(), |index, base| {
+            parts[index].project(index, site, base, init)
+        })
     }
 
-    /// Refused: which part of the weight is frozen cannot be the matter of one part among several.
+    /// Refused, as by [`Method::check`]: which part of the weight is frozen cannot be the matter of
+    /// one part among several.
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
         for (index, part) in Method::parts(self).iter().enumerate() {
             if part.method().split(site, base, store)?.is_some() {
-                let expected = "a method that leaves the weight whole, in a composition";
-                let error = CoreError::bad_value("kind", part.kind(), expected);
-                return Err(CoreError::part(index, error));
+                return Err(CoreError::part(index, check::divides_weights(part)));
             }
         }
         Ok(None)
@@ -217,12 +176,7 @@ impl<C: Composition> Method for C {
         let parts = filled(Method::parts(self), |part| {
             part.attend(layer, geometry, init)
         })?;
-        Some(match self.joint() {
-            Joint::InTurn => AttendSlot::new(seams::OnlyAttend { parts }),
-            Joint::Mixed(weights) => AttendSlot::new(blend::BlendAttend {
-                parts: weighted(weights, parts),
-            }),
-        })
+        Some(self.joint().attends(parts))
     }
 
     fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
@@ -235,12 +189,7 @@ impl<C: Composition> Method for C {
 
     fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
         let parts = filled(Method::parts(self), |part| part.ends(width, init))?;
-        Some(match self.joint() {
-            Joint::InTurn => EndsSlot::new(seams::EndsInTurn { parts }),
-            Joint::Mixed(weights) => EndsSlot::new(blend::BlendEnds {
-                parts: weighted(weights, parts),
-            }),
-        })
+        Some(self.joint().ends(parts))
     }
 
     fn position_offset(&self) -> usize {
@@ -249,15 +198,26 @@ impl<C: Composition> Method for C {
         match self.joint() {
             Joint::InTurn => offsets.sum(),
             // All have the same, which is checked.
-            Joint::Mixed(_) => offsets.max().unwrap_or(0),
+            Joint::Mixed(_) | Joint::Apart => offsets.max().unwrap_or(0),
         }
     }
 
     fn virtual_tokens(&self) -> VirtualTokens {
         let parts = Method::parts(self).iter();
+        let keys = parts.map(|part| part.method().virtual_tokens().keys);
         VirtualTokens {
             body: self.position_offset(),
-            keys: parts.map(|part| part.method().virtual_tokens().keys).sum(),
+            keys: match self.joint() {
+                Joint::InTurn | Joint::Mixed(_) => keys.sum(),
+                Joint::Apart => keys.max().unwrap_or(0),
+            },
+        }
+    }
+
+    fn copies(&self) -> usize {
+        match self.joint() {
+            Joint::InTurn | Joint::Mixed(_) => 1,
+            Joint::Apart => Method::parts(self).len(),
         }
     }
 
@@ -273,12 +233,8 @@ impl<C: Composition> Method for C {
     }
 
     fn needs_own_rows(&self) -> bool {
-        let by_place = match self.joint() {
-            Joint::InTurn => false,
-            Joint::Mixed(weights) => weights.iter().any(Weight::is_by_place),
-        };
         let mut parts = Method::parts(self).iter();
-        by_place || parts.any(|part| part.method().needs_own_rows())
+        self.joint().is_by_place() || parts.any(|part| part.method().needs_own_rows())
     }
 
     fn trains(&self, param: &BaseParam) -> bool {
@@ -325,12 +281,7 @@ fn join_lookups<C: Composition>(
     fill: impl FnMut(&Part) -> Option<LookupSlot>,
 ) -> Option<LookupSlot> {
     let parts = filled(Composition::parts(composition), fill)?;
-    Some(match composition.joint() {
-        Joint::InTurn => LookupSlot::new(seams::LookupsInTurn { parts }),
-        Joint::Mixed(weights) => LookupSlot::new(blend::BlendLookup {
-            parts: weighted(weights, parts),
-        }),
-    })
+    Some(composition.joint().lookups(parts))
 }
 
 #[cfg(test)]
