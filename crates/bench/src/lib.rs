@@ -22,6 +22,7 @@ pub mod flops;
 pub mod groups;
 pub mod hub;
 pub mod layer_drop;
+pub mod look;
 pub mod memory;
 pub mod mixture;
 pub mod parts;
