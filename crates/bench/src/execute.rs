@@ -1,21 +1,24 @@
 //! Runs one trial: in this process, or in one of its own, whose peak memory is its own and whose
 //! death is a row of the report and not the end of the sweep.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
 use burn::module::Module;
 use models::Model;
-use peft_core::{Adapted, Geometry, Host, Init, adapt, state};
+use peft_core::{Adapted, Geometry, Host, Init, Looked, Method, adapt, state};
 use report::RecordStore;
 use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
 
 use crate::data::{self, Prepared};
 use crate::evaluate::Evaluator;
 use crate::layer_drop::{self, as_evaluated};
+use crate::look::Ahead;
 use crate::memory::Load;
 use crate::progress::Progress;
 use crate::registry::Registry;
@@ -178,6 +181,16 @@ pub fn run(
     layer_drop::check_on(&trial.train, base.layers).map_err(Error::msg)?;
     let packing = source::packing(&loaded.model);
     parts::bring(&*method, &loaded.model, &training)?;
+    let ahead = Ahead {
+        task: &trial.task,
+        examples: &data.splits.train,
+        train: &trial.train,
+        seed: trial.seed,
+        device: &training,
+    };
+    let looked = ahead.look(&loaded.model, &*method, &trial.storage)?;
+    let (trial, method, look_s) = after(trial, method, looked);
+    let trial = &*trial;
     let mut init = Init::new(trial.seed, &training);
     let model = adapt(loaded.model, &*method, trial.storage.build(), &mut init)?;
     let positions = model.host.max_length();
@@ -213,8 +226,25 @@ pub fn run(
         Err(stopped) => record.status = status(stopped),
     }
     record.memory.measured_peak = memory::peak_rss();
+    record.time.look_s = look_s;
     record.time.total_s = started.elapsed().as_secs_f64();
     Ok(record)
+}
+
+/// The trial and its method as a look at the data left them, and the seconds it took.
+fn after<'a>(
+    trial: &'a Trial,
+    method: Arc<dyn Method>,
+    looked: Option<(Looked, f64)>,
+) -> (Cow<'a, Trial>, Arc<dyn Method>, f64) {
+    let Some((Looked { config, method }, seconds)) = looked else {
+        return (Cow::Borrowed(trial), method, 0.0);
+    };
+    let trial = Trial {
+        config,
+        ..trial.clone()
+    };
+    (Cow::Owned(trial), method, seconds)
 }
 
 fn status(stopped: Stopped) -> Status {

@@ -23,6 +23,7 @@ pub mod groups;
 pub mod heads;
 pub mod hub;
 pub mod layer_drop;
+pub mod look;
 pub mod memory;
 pub mod mixture;
 pub mod parts;

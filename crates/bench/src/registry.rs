@@ -50,6 +50,7 @@ macro_rules! with_methods {
             peft_lora::LoraPlus,
             peft_lora::Pissa,
             peft_lora::Olora,
+            peft_lora::Eva,
             peft_lora::Dora,
             peft_lora::AdaLora,
             peft_lora::ReLora,

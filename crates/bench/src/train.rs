@@ -13,6 +13,7 @@ use report::record::{CurvePoint, TimeInfo};
 
 use crate::adversarial::Adversary;
 use crate::batching::{TrainBatch, collate, pack};
+use crate::data::Example;
 use crate::evaluate::Evaluator;
 use crate::groups::Groups;
 use crate::layer_drop::{LayerDrop, as_evaluated};
@@ -21,7 +22,7 @@ use crate::progress::Progress;
 use crate::quantile::quantile;
 use crate::schedule::Schedule;
 use crate::stepper::Stepper;
-use crate::study::{OneOrMany, TrainConfig};
+use crate::study::{OneOrMany, Task, TrainConfig};
 
 /// What training gives.
 pub struct Outcome {
@@ -188,8 +189,8 @@ impl<'a> Run<'a> {
     fn epoch(&mut self, pass: usize, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
         self.stepper.enter_epoch(pass);
         let examples = &self.evaluator.data.splits.train;
-        let seed = self.seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
-        let batches = mixture::epoch(self.evaluator.task, examples, self.config.batch_size, seed);
+        let (task, size) = (self.evaluator.task, self.config.batch_size);
+        let batches = order(task, examples, size, self.seed, pass);
         let mut done = 0;
         for group in batches.chunks(self.config.accumulation) {
             self.optimizer_step(group)?;
@@ -220,10 +221,7 @@ impl<'a> Run<'a> {
     fn optimizer_step(&mut self, group: &[Vec<&crate::data::Example>]) -> Result<(), Stopped> {
         let start = Instant::now();
         let host = &self.stepper.model().host;
-        let arrange = match self.config.packing {
-            true => pack,
-            false => collate,
-        };
+        let arrange = arrange(self.config);
         let drop = &mut self.drop;
         let batches: Vec<_> = group
             .iter()
@@ -336,6 +334,29 @@ impl<'a> Run<'a> {
             step_ms_p95: quantile(&times, 0.95),
             ..TimeInfo::default()
         }
+    }
+}
+
+/// The batches of one pass over the examples of a run.
+pub(crate) fn order<'a>(
+    task: &Task,
+    examples: &'a [Example],
+    batch_size: usize,
+    seed: u64,
+    pass: usize,
+) -> Vec<Vec<&'a Example>> {
+    let seed = seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
+    mixture::epoch(task, examples, batch_size, seed)
+}
+
+/// Puts examples on a device as a batch.
+pub(crate) type Arrange = fn(&[&Example], &Model, &Device) -> TrainBatch;
+
+/// How the settings lay the examples of a batch out.
+pub(crate) fn arrange(config: &TrainConfig) -> Arrange {
+    match config.packing {
+        true => pack,
+        false => collate,
     }
 }
 

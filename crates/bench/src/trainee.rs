@@ -35,7 +35,8 @@ impl Trainee {
         Self::loss_of(&self.model, batch)
     }
 
-    fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
+    /// The training loss of a batch by a model, layers of the batch that are left out aside.
+    pub(crate) fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
         let pass = model.pass();
         let output = model.host.output(&batch.batch, &pass);
         Self::head_loss(&model.host, output, batch, &pass)

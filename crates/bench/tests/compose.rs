@@ -368,6 +368,7 @@ fn what_is_wrong_with_a_part_is_said_of_its_place() {
         (json!({"kind": "lora", "frozen": true}), "has no `adapter`"),
         (json!({"adapter": bias}), "merge it into the base"),
         (json!({"kind": "lora_plus", "rank": 2}), "at one rate"),
+        (json!({"kind": "eva", "rank": 2}), "start from the data"),
         (json!({"kind": "pissa", "rank": 2}), "the weight whole"),
     ] {
         let error = refused(stack(part));

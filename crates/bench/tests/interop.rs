@@ -322,6 +322,102 @@ fn merged_models_equal_what_peft_merges_tensor_by_tensor() {
     assert!(!merged.is_empty());
 }
 
+#[test]
+fn a_look_at_the_data_finds_the_start_that_peft_finds() {
+    let out = tempfile::tempdir().unwrap();
+    let (registry, device) = (Registry::builtin(), Device::flex().autodiff());
+    for case in cases("look").into_iter().map(Case::new) {
+        let kind = case.name().split(['-', '_']).nth(1).unwrap().to_string();
+        let about = json(&case.folder.join("case.json"));
+        let method = registry.parse(&kind, &about["method"]).unwrap();
+        let start = case.folder.join("start");
+        let classes = adapter::open(&start).unwrap().classes();
+        let mut init = Init::new(0, &device);
+        let base = models::load(&case.base, classes, &mut init).unwrap().model;
+        let plain = Adapted::plain(base.clone());
+        let batches = case.folder.join("batches.safetensors");
+        let batches = bench::fixed::read(&batches, &plain, &device).unwrap();
+        let storage = StorageSpec::F32;
+        let looked = bench::look::look(&base, &*method, &storage, batches, (0, &device));
+        let looked = looked.unwrap().expect("it looks at data");
+        let fitted = Fitted {
+            model: peft_core::adapt(base, &*looked.method, None, &mut init).unwrap(),
+            method: looked.method,
+            card: adapter::Card {
+                kind,
+                config: looked.config,
+                storage,
+                seed: Some(0),
+                labels: Vec::new(),
+            },
+        };
+        let (folder, config) = (out.path().join(case.name()), case.base.join("config.json"));
+        fitted
+            .write(Format::Peft, &json(&config), "x", &folder)
+            .unwrap();
+        check_start(&case, &folder, &start);
+    }
+}
+
+/// Checks the ranks, the scalings and the tensors of an adapter against another.
+fn check_start(case: &Case, ours: &Path, theirs: &Path) {
+    let file = "adapter_config.json";
+    let (our_config, their_config) = (json(&ours.join(file)), json(&theirs.join(file)));
+    for key in ["r", "rank_pattern", "alpha_pattern", "use_rslora"] {
+        let (ours, theirs) = (&our_config[key], &their_config[key]);
+        let same = ours == theirs
+            || ours
+                .as_object()
+                .zip(theirs.as_object())
+                .is_some_and(|(a, b)| {
+                    let number = |(key, value): (&String, &Value)| (key.clone(), value.as_f64());
+                    let numbers = |map: &serde_json::Map<_, _>| -> BTreeSet<String> {
+                        map.iter()
+                            .map(|entry| format!("{:?}", number(entry)))
+                            .collect()
+                    };
+                    numbers(a) == numbers(b)
+                });
+        assert!(same, "{} `{key}`: {ours}, there {theirs}", case.name());
+    }
+    let file = "adapter_model.safetensors";
+    let (ours, theirs) = (
+        state::load(&ours.join(file)).unwrap(),
+        state::load(&theirs.join(file)).unwrap(),
+    );
+    let of_layers = |tensors: &Tensors| -> BTreeSet<String> {
+        let keys = tensors.keys();
+        keys.filter(|key| key.contains(".lora_")).cloned().collect()
+    };
+    assert_eq!(of_layers(&ours), of_layers(&theirs), "{}", case.name());
+    let whitened = json(&case.folder.join("case.json"))["method"]["whiten"] == true;
+    for key in of_layers(&theirs) {
+        let (ours, theirs) = (&ours[&key], &theirs[&key]);
+        let at = || format!("{} `{key}`", case.name());
+        if key.contains("lora_B") {
+            assert_eq!(ours, theirs, "{}", at());
+            continue;
+        }
+        assert_eq!(ours.shape(), theirs.shape(), "{}", at());
+        let length = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let (ours, theirs, width) = (floats(ours), floats(theirs), ours.shape()[1]);
+        let factor = match whitened {
+            // The library counts a batch once more each time it looks whether anything still moves:
+            // its singular values, the roots of which whiten, grow by one factor.
+            true => length(&theirs) / length(&ours),
+            false => 1.0,
+        };
+        for (ours, theirs) in ours.chunks(width).zip(theirs.chunks(width)) {
+            let lengths = length(ours) * factor / length(theirs);
+            assert!((lengths - 1.0).abs() < 0.02, "{}: {lengths}", at());
+            let product: f32 = ours.iter().zip(theirs).map(|(a, b)| a * b).sum();
+            let cosine = product / length(ours) / length(theirs);
+            // It searches at random, and among few directions: 0.99 is where it says they agree.
+            assert!(cosine > 0.99, "{}: {cosine}", at());
+        }
+    }
+}
+
 /// A training case's losses and final weights, reproduced from its start.
 fn check_training(case: &Case, fitted: Fitted) -> (Adapted<Model>, Tensors) {
     let about = json(&case.folder.join("case.json"));

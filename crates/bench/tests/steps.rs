@@ -1,5 +1,5 @@
 //! Whole trials with what acts around the optimizer's step: groups, freezing, methods that prune
-//! and merge as they train.
+//! and merge as they train, or look at the data before.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,52 @@ fn what_methods_change_after_steps_is_in_the_adapter_that_is_saved() {
             _ => assert!(nonzero(".b") > 0),
         }
     }
+}
+
+/// A trial whose adapter, loaded without data, scores as the trained model did.
+fn saved(trial: &Trial, out: &Path) -> Record {
+    let record = execute::run(trial, &Registry::builtin(), Some(out), &mut Silent).unwrap();
+    assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    let again = evaluate(trial, out);
+    assert_eq!(record.scores["test"]["loss"], again, "{}", trial.kind);
+    record
+}
+
+#[test]
+fn what_a_look_at_the_data_found_is_in_the_adapter_and_in_the_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({"rank": 4, "targets": "all-linear", "batches": 2});
+    let eva = trial("eva", config);
+    let record = saved(&eva, &folder.path().join("eva"));
+    let pattern = &record.trial.config["method"]["rank_pattern"];
+    let pattern = pattern.as_object().expect("ranks moved").clone();
+    let moved = pattern.values().map(|rank| rank.as_i64().unwrap() - 4);
+    assert_eq!(moved.sum::<i64>(), 0, "{pattern:?}");
+    let fitted = load(&eva, &folder.path().join("eva"));
+    let trained = peft_core::state::trainable_parameters(&fitted.model);
+    assert_eq!(record.budget.trainable, trained as u64);
+    let time = &record.time;
+    assert!(time.look_s > 0.0 && time.look_s + time.train_s < time.total_s);
+
+    // Without padding the same tokens are seen.
+    let mut packed = eva.clone();
+    packed.train.packing = true;
+    let same = saved(&packed, &folder.path().join("packed"));
+    assert_eq!(same.trial.config["method"]["rank_pattern"], json!(pattern));
+    // Over packed weights others go into the layers.
+    let mut over_nf4 = eva.clone();
+    let storage = json!({"storage": "nf4", "block_size": 64, "double_quant": false});
+    over_nf4.storage = serde_json::from_value(storage).unwrap();
+    saved(&over_nf4, &folder.path().join("nf4"));
+
+    let config = json!({"bottleneck": 16, "sparsity": 0.9, "pruning": "snip"});
+    let out = folder.path().join("snip");
+    saved(&trial("sparse_adapter", config), &out);
+    let tensors = peft_core::state::load(&out.join("adapter.safetensors")).unwrap();
+    let places = tensors.keys().filter(|name| name.contains(".places."));
+    assert!(places.count() > 0, "{:?}", tensors.keys());
+    let plain = run(&trial("lora", json!({"rank": 2})));
+    assert_eq!(plain.time.look_s, 0.0);
 }
 
 #[test]

@@ -2,18 +2,28 @@
 //!
 //! Paper: He et al. 2022, "SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of
 //! Adapters", arXiv 2210.04284.
-//! Seam: sublayers. Houlsby's `y' = y + up(f(down(y)))` where of each matrix only the entries that
-//! survive are kept and trained, the same share of every matrix. Which those are follows from
-//! `mask_seed` alone, so that an adapter folder need not hold them.
+//! Seam: sublayers, and for `pruning = "snip"` a look at the data. Houlsby's
+//! `y' = y + up(f(down(y)))` where of each matrix only the entries that survive are kept and trained,
+//! the same share of every matrix. Which those are follows from `mask_seed` alone, so that an adapter
+//! folder need not hold them; those that SNIP found it holds.
+
+mod matrix;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use peft_core::{
-    Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
-    Sublayer, Tap, TapSlot, check, kernels,
+    Activation, CoreError, Geometry, Init, Looked, Method, MethodConfig, MethodInfo, Pass, Preview,
+    Role, Slope, Start, Sublayer, Tap, TapSlot, check, kernels,
 };
 use serde::{Deserialize, Serialize};
+
+pub use matrix::SparseMatrix;
+use matrix::{Kept, MOST_ENTRIES};
 
 /// Configuration of sparse adapters, `kind = "sparse_adapter"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,10 +37,25 @@ pub struct SparseAdapter {
     pub pruning: Pruning,
     /// Seed of the weights before pruning, and so of what survives it.
     pub mask_seed: u64,
+    /// Batches of training data that SNIP looks at.
+    pub batches: usize,
     /// Between down and up.
     pub non_linearity: Activation,
     /// Dropout on the adapter's output while training.
     pub dropout: f64,
+    /// What a look found; from then on part of the model.
+    #[serde(skip)]
+    found: Found,
+}
+
+/// The entries that survive of every matrix, by its number.
+#[derive(Clone, Default, PartialEq)]
+struct Found(Arc<HashMap<usize, Vec<usize>>>);
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "in {} matrices", self.0.len())
+    }
 }
 
 /// Which entries of a matrix survive pruning at the start.
@@ -41,6 +66,9 @@ pub enum Pruning {
     Random,
     /// The largest.
     Magnitude,
+    /// Those on which the loss depends most, by gradient times weight (Lee et al. 2019, arXiv
+    /// 1810.02340).
+    Snip,
 }
 
 impl Default for SparseAdapter {
@@ -50,10 +78,21 @@ impl Default for SparseAdapter {
             sparsity: 0.8,
             pruning: Pruning::Magnitude,
             mask_seed: 0,
+            batches: 1,
             non_linearity: Activation::Relu,
             dropout: 0.0,
+            found: Found::default(),
         }
     }
+}
+
+/// The sublayers with an adapter, and the names of its matrices.
+const SUBLAYERS: [Role; 2] = [Role::AfterAttention, Role::AfterMlp];
+const MATRICES: [&str; 2] = ["down", "up"];
+
+/// The number of a matrix, by its layer and its places in [`SUBLAYERS`] and [`MATRICES`].
+fn number(layer: usize, sublayer: usize, matrix: usize) -> usize {
+    4 * layer + 2 * sublayer + matrix
 }
 
 impl SparseAdapter {
@@ -63,6 +102,17 @@ impl SparseAdapter {
         // At least one, also where rounding would take the last.
         (((1.0 - self.sparsity) * entries).round() as usize).max(1)
     }
+
+    /// The adapter before pruning.
+    fn whole(&self) -> Self {
+        Self {
+            sparsity: 0.0,
+            pruning: Pruning::Random,
+            dropout: 0.0,
+            found: Found::default(),
+            ..self.clone()
+        }
+    }
 }
 
 impl MethodConfig for SparseAdapter {
@@ -70,7 +120,7 @@ impl MethodConfig for SparseAdapter {
         kind: "sparse_adapter",
         name: "SparseAdapter",
         paper: "He et al. 2022, arXiv 2210.04284",
-        seam: "sublayers: attention, feed-forward",
+        seam: "sublayers: attention, feed-forward; with `snip` a look at the data",
         formula: "2 (2 (1 - s) m d + d + m) per layer",
         start: Start::Near(0.05),
         mergeable: false,
@@ -91,6 +141,12 @@ impl MethodConfig for SparseAdapter {
                 ..Self::default()
             },
             Self {
+                bottleneck: 4,
+                sparsity: 0.6,
+                pruning: Pruning::Snip,
+                ..Self::default()
+            },
+            Self {
                 bottleneck: 2,
                 sparsity: 0.0,
                 non_linearity: Activation::Gelu,
@@ -101,8 +157,18 @@ impl MethodConfig for SparseAdapter {
 }
 
 impl Method for SparseAdapter {
-    fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         check::size("bottleneck", self.bottleneck)?;
+        check::size("batches", self.batches)?;
+        let most = MOST_ENTRIES / geometry.width.max(1);
+        if self.pruning == Pruning::Snip && self.bottleneck > most {
+            let expected = format!("at most {most} with `pruning` by `snip`");
+            return Err(CoreError::bad_value(
+                "bottleneck",
+                self.bottleneck,
+                &expected,
+            ));
+        }
         check::dropout(self.dropout)?;
         match (0.0..1.0).contains(&self.sparsity) {
             true => Ok(()),
@@ -113,17 +179,57 @@ impl Method for SparseAdapter {
         }
     }
 
+    fn looks_at(&self) -> usize {
+        match self.pruning {
+            Pruning::Snip => self.batches,
+            Pruning::Random | Pruning::Magnitude => 0,
+        }
+    }
+
+    fn look(
+        &self,
+        geometry: &Geometry,
+        preview: &dyn Preview,
+    ) -> Result<Option<Looked>, CoreError> {
+        let slopes = preview.slopes(&self.whole())?;
+        let slopes: HashMap<&str, &Slope> = slopes.iter().map(|s| (&*s.place, s)).collect();
+        let mut found = HashMap::new();
+        for tap in &geometry.taps {
+            let Some(sublayer) = SUBLAYERS.iter().position(|role| *role == tap.role) else {
+                continue;
+            };
+            for (at, matrix) in MATRICES.iter().enumerate() {
+                let place = format!("{}/{matrix}.values", tap.path);
+                let Some(slope) = slopes.get(&*place) else {
+                    let expected = "a gradient at the start, for SNIP to go by";
+                    return Err(CoreError::bad_value(&place, "without", expected));
+                };
+                let kept = matrix::salient(slope, self.kept(geometry.width))?;
+                found.insert(number(tap.layer, sublayer, at), kept);
+            }
+        }
+        Ok(Some(Looked::new(Self {
+            found: Found(Arc::new(found)),
+            ..self.clone()
+        })))
+    }
+
     fn tap(&self, layer: usize, role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
-        let sublayer = [Role::AfterAttention, Role::AfterMlp]
-            .iter()
-            .position(|r| *r == role)?;
+        let sublayer = SUBLAYERS.iter().position(|r| *r == role)?;
         let m = self.bottleneck;
-        let matrix = |number: usize, shape: [usize; 2]| {
-            let place = 4 * layer + 2 * sublayer + number;
+        let matrix = |at: usize, shape: [usize; 2]| {
+            let place = number(layer, sublayer, at);
             // Seeds far apart, so that no two matrices of neighbouring seeds are alike.
             let seed = self.mask_seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ place as u64;
             let mut own = Init::new(seed, init.device());
-            SparseMatrix::pruned(shape, self.kept(d), self.pruning, &mut own)
+            let kept = match (self.pruning, self.found.0.get(&place)) {
+                (Pruning::Random, _) => Kept::Random(self.kept(d)),
+                (Pruning::Magnitude, _) => Kept::Largest(self.kept(d)),
+                (Pruning::Snip, Some(found)) => Kept::Found(found),
+                // Without a look, for entries that are about to be put in.
+                (Pruning::Snip, None) => Kept::ToBeFound(self.kept(d)),
+            };
+            SparseMatrix::pruned(shape, kept, &mut own)
         };
         Some(TapSlot::new(SparseBottleneck {
             down: matrix(0, [d, m]),
@@ -142,61 +248,6 @@ impl Method for SparseAdapter {
 
     fn size(&self) -> Option<u64> {
         Some(self.bottleneck as u64)
-    }
-}
-
-/// Standard deviation of the weights before pruning, as in BERT.
-const STD: f64 = 0.02;
-
-/// A matrix of which only some entries are kept.
-#[derive(Module, Debug)]
-pub struct SparseMatrix {
-    /// `[kept]`
-    values: Param<Tensor<1>>,
-    /// Where they stand, row by row, `[kept]`.
-    places: Param<Tensor<1, Int>>,
-    rows: usize,
-    columns: usize,
-}
-
-impl SparseMatrix {
-    fn pruned(shape: [usize; 2], kept: usize, pruning: Pruning, init: &mut Init) -> Self {
-        let values = |t: Tensor<2>| -> Vec<f32> {
-            let data = t.into_data().convert::<f32>();
-            data.try_to_vec().expect("floats")
-        };
-        let weights = values(init.normal(shape, STD));
-        let scores = match pruning {
-            Pruning::Magnitude => weights.clone(),
-            Pruning::Random => values(init.uniform(shape, 1.0)),
-        };
-        let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by(|a, b| scores[*b].abs().total_cmp(&scores[*a].abs()));
-        order.truncate(kept);
-        order.sort_unstable();
-        let values: Vec<f32> = order.iter().map(|at| weights[*at]).collect();
-        let places: Vec<i64> = order.iter().map(|at| *at as i64).collect();
-        let device = init.device();
-        let (values, places) = (
-            Tensor::from_data(TensorData::new(values, [kept]), device),
-            Tensor::from_data(TensorData::new(places, [kept]), device),
-        );
-        let [rows, columns] = shape;
-        Self {
-            values: Param::from_tensor(values),
-            places: Param::initialized(burn::module::ParamId::new(), places),
-            rows,
-            columns,
-        }
-    }
-
-    /// The whole matrix, zeros where entries were pruned.
-    fn weight(&self) -> Tensor<2> {
-        let values = self.values.val();
-        let zeros = Tensor::<1>::zeros([self.rows * self.columns], &values.device());
-        let add = IndexingUpdateOp::Add;
-        let flat = zeros.select_assign(0, self.places.val(), values, add);
-        flat.reshape([self.rows, self.columns])
     }
 }
 
@@ -231,53 +282,6 @@ mod tests {
     use peft_core::{Host, contract::ContractHost, toy::Toy};
 
     peft_core::contract_tests!(SparseAdapter);
-
-    fn floats<const D: usize>(t: Tensor<D>) -> Vec<f32> {
-        t.into_data().try_to_vec().unwrap()
-    }
-
-    #[test]
-    fn magnitude_keeps_the_largest_entries_where_they_stood() {
-        let whole = floats(Init::new(5, &Device::flex()).normal([7, 9], STD));
-        let mut init = Init::new(5, &Device::flex());
-        let pruned = SparseMatrix::pruned([7, 9], 12, Pruning::Magnitude, &mut init);
-        let mut sizes: Vec<f32> = whole.iter().map(|w| w.abs()).collect();
-        sizes.sort_by(f32::total_cmp);
-        let least = sizes[sizes.len() - 12];
-        let expected: Vec<f32> = whole
-            .iter()
-            .map(|w| if w.abs() >= least { *w } else { 0.0 })
-            .collect();
-        assert_eq!(floats(pruned.weight()), expected);
-    }
-
-    #[test]
-    fn random_pruning_keeps_as_many_entries_of_any_size_and_the_seed_says_which() {
-        let make = |seed| {
-            let mut init = Init::new(seed, &Device::flex());
-            floats(SparseMatrix::pruned([20, 20], 80, Pruning::Random, &mut init).weight())
-        };
-        let kept: Vec<f32> = make(1).into_iter().filter(|w| *w != 0.0).collect();
-        assert_eq!(kept.len(), 80);
-        // Magnitude would keep nothing below the deviation times 1.28.
-        assert!(kept.iter().any(|w| w.abs() < 0.01));
-        assert_eq!(make(1), make(1));
-        assert_ne!(make(1), make(2));
-    }
-
-    #[test]
-    fn the_gradient_of_a_kept_entry_is_that_of_its_place_in_the_whole_matrix() {
-        let mut init = Init::new(5, &Device::flex().autodiff());
-        let matrix = SparseMatrix::pruned([3, 4], 5, Pruning::Random, &mut init);
-        let factors = init.normal([3, 4], 1.0);
-        let loss = (matrix.weight() * factors.clone()).sum();
-        let gradient = floats(matrix.values.val().grad(&loss.backward()).unwrap());
-        let factors = floats(factors);
-        let places = matrix.places.val().into_data().convert::<i64>();
-        let places: Vec<i64> = places.try_to_vec().unwrap();
-        let expected: Vec<f32> = places.iter().map(|at| factors[*at as usize]).collect();
-        assert_eq!(gradient, expected);
-    }
 
     #[test]
     fn all_or_more_pruned_is_refused_by_name() {

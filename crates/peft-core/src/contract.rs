@@ -11,7 +11,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, adapt};
 use crate::init::Init;
-use crate::method::{MethodConfig, Start, Storage};
+use crate::look::{Batches, Looked, Tokens, look};
+use crate::method::{Method, MethodConfig, Start, Storage};
 use crate::state;
 
 /// A model the contract can be checked on.
@@ -54,7 +55,42 @@ impl Setting<'_> {
     ) -> Result<Adapted<H>, CoreError> {
         let mut init = Init::new(7, &self.device.clone().autodiff());
         let host = H::build(&mut init);
+        let looked = self.look(&host, method)?;
+        let method: &dyn Method = match &looked {
+            Some(looked) => &*looked.method,
+            None => method,
+        };
         adapt(host, method, self.storage, &mut init)
+    }
+
+    /// The method after a look at the batch that all checks use, if it looks at data.
+    fn look<M: MethodConfig, H: ContractHost>(
+        &self,
+        host: &H,
+        method: &M,
+    ) -> Result<Option<Looked>, CoreError> {
+        let device = self.device.clone().autodiff();
+        look(host, method, self.storage, self, (7, &device))
+    }
+
+    fn looked<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Option<Looked> {
+        let host = H::build(&mut Init::new(7, &self.device.clone().autodiff()));
+        let looked = self.look(&host, method);
+        looked.unwrap_or_else(|e| panic!("{method:?} was refused: {e}"))
+    }
+
+    /// The model before the values of its adapter are put in, as whoever reads a file makes it: what
+    /// a look found is in the configuration.
+    fn reopened<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Adapted<H> {
+        let Some(looked) = self.looked::<M, H>(method) else {
+            return self.adapted(method);
+        };
+        let config = looked.config;
+        let read: M = serde_json::from_value(config).expect("what is written is read");
+        let mut init = Init::new(7, &self.device.clone().autodiff());
+        let host = H::build(&mut init);
+        adapt(host, &read, self.storage, &mut init)
+            .unwrap_or_else(|e| panic!("{read:?} was refused: {e}"))
     }
 
     /// The base as the method sees it: stored the way the method or the setting stores it.
@@ -94,6 +130,22 @@ impl Setting<'_> {
     }
 }
 
+impl<H: ContractHost> Batches<H> for Setting<'_> {
+    fn count(&self) -> usize {
+        1
+    }
+    fn tokens(&self, _index: usize) -> Tokens {
+        let ones = Tensor::ones(self.ids::<H>().dims(), &self.device.clone().autodiff());
+        Tokens {
+            real: ones.clone(),
+            learned: ones,
+        }
+    }
+    fn loss(&self, _index: usize, model: &Adapted<H>) -> Tensor<1> {
+        self.loss(model)
+    }
+}
+
 fn base_output<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>, method: &M) -> TensorData {
     setting.output(&setting.base::<M, H>(method))
 }
@@ -102,7 +154,7 @@ fn base_output<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>, method: 
 #[derive(Debug)]
 struct Untouched;
 
-impl crate::method::Method for Untouched {
+impl Method for Untouched {
     fn parameters(&self, _geometry: &crate::geometry::Geometry) -> usize {
         0
     }
@@ -185,7 +237,13 @@ pub fn count_equals_closed_form<M: MethodConfig, H: ContractHost>(setting: &Sett
         let model = setting.adapted::<M, H>(&method);
         let geometry = model.host.geometry();
         let counted = state::trainable_parameters(&model);
-        assert_eq!(counted, method.parameters(&geometry), "{method:?}");
+        // A method may find its ranks in the data.
+        let looked = setting.looked::<M, H>(&method);
+        let closed_form = match &looked {
+            Some(looked) => looked.method.parameters(&geometry),
+            None => method.parameters(&geometry),
+        };
+        assert_eq!(counted, closed_form, "{method:?}");
     }
 }
 
@@ -250,7 +308,7 @@ pub fn saved_alone_and_restored<M: MethodConfig, H: ContractHost>(setting: &Sett
         let file = folder.path().join("adapter.safetensors");
         state::save(&state::trained_tensors(&model), Default::default(), &file).expect("saved");
         let tensors = state::load(&file).expect("loaded");
-        let fresh = state::restore(setting.adapted::<M, H>(&method), tensors, "adapter")
+        let fresh = state::restore(setting.reopened::<M, H>(&method), tensors, "adapter")
             .unwrap_or_else(|e| panic!("{method:?}: {e}"));
         assert_eq!(setting.output(&fresh), setting.output(&model), "{method:?}");
     }

@@ -3,7 +3,8 @@
 //! A model ([`Host`](host::Host)) exposes three seams: linear layers ([`Projection`](projection::Projection)),
 //! sublayers ([`Tap`](tap::Tap)) and attention cores ([`Attend`](attend::Attend)). A method
 //! ([`Method`](method::Method)) fills some of them. [`adapt`](host::adapt) puts the two together;
-//! neither knows the other. [`contract`] is the suite that every method passes.
+//! neither knows the other. A method that starts from training data looks at some first
+//! ([`look`](look::look)). [`contract`] is the suite that every method passes.
 
 #[macro_use]
 pub mod erased;
@@ -21,6 +22,7 @@ pub mod exchange;
 pub mod geometry;
 pub mod host;
 pub mod init;
+pub mod look;
 pub mod lookup;
 pub mod memory;
 pub mod method;
@@ -50,6 +52,7 @@ pub use geometry::{BaseParam, Geometry, Part, Table, TapSite};
 pub use host::{Adapted, Host, Surgeon, adapt, geometry_for, trained_parameters, trains_inside};
 pub use init::Init;
 pub use kernels;
+pub use look::{Batches, Input, Looked, Preview, Slope, Tokens, look};
 pub use lookup::{Lookup, LookupSlot};
 pub use memory::Memory;
 pub use method::{Method, MethodConfig, MethodInfo, Start, Storage, Store, VirtualTokens};

@@ -11,6 +11,7 @@ use crate::error::CoreError;
 use crate::exchange::{Fields, Foreign};
 use crate::geometry::{BaseParam, Geometry, Table};
 use crate::init::Init;
+use crate::look::{Looked, Preview};
 use crate::lookup::LookupSlot;
 use crate::pass::SharedSlot;
 use crate::projection::{Dense, Proj};
@@ -40,6 +41,25 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// The storage of the frozen weights that this method prescribes, if it does.
     fn storage(&self) -> Option<Box<dyn Storage>> {
         None
+    }
+
+    /// How many batches of the training data it looks at before it is put into the model; a method
+    /// that was not given them must work all the same, for its adapters are loaded without data.
+    fn looks_at(&self) -> usize {
+        0
+    }
+
+    /// The method after a look at the training data; asked for where [`Method::looks_at`] is not 0.
+    /// What it found that decides the shape of its modules goes into its configuration.
+    ///
+    /// # Errors
+    /// If the data are too few to start from, or nothing to start from is found in them.
+    fn look(
+        &self,
+        _geometry: &Geometry,
+        _preview: &dyn Preview,
+    ) -> Result<Option<Looked>, CoreError> {
+        Ok(None)
     }
 
     /// State that the layers share; they reach it through the [`Pass`](crate::pass::Pass).

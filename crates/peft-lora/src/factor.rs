@@ -13,6 +13,11 @@ use crate::lora::Factors;
 const SWEEPS: usize = 100;
 /// Directions sought beyond the rank, which the rounds of the search are the more exact for.
 const OVERSAMPLING: usize = 8;
+/// Matrices up to this width are decomposed whole: that takes a few milliseconds.
+const SMALL: usize = 128;
+/// Rounds of the search for the axes of wider ones. Eigenvalues are squares of what a weight's singular
+/// values are, so that each round parts them further.
+const ROUNDS: usize = 8;
 
 /// The part of a matrix, `[d_in, d_out]`, that belongs to its `rank` largest singular values, the
 /// roots of which go to both factors.
@@ -22,17 +27,43 @@ const OVERSAMPLING: usize = 8;
 /// best.
 pub fn principal(matrix: &Tensor<2>, rank: usize, rounds: Option<usize>) -> Factors {
     let device = matrix.device();
-    let matrix = on_cpu(matrix);
-    let [d_in, d_out] = matrix.dims();
-    let width = rank + OVERSAMPLING;
-    let (u, s, vt) = match rounds {
-        Some(rounds) if width < d_in.min(d_out) => sought(matrix, width, rounds),
-        _ => linalg::svd::<2, 1>(matrix, SWEEPS),
-    };
+    let (u, s, vt) = decomposed(on_cpu(matrix), rank, rounds);
     let roots = s.narrow(0, 0, rank).sqrt();
     let a = u.narrow(1, 0, rank) * roots.clone().unsqueeze();
     let b = vt.narrow(0, 0, rank) * roots.unsqueeze_dim(1);
     factors(a, b, &device)
+}
+
+/// The directions of a symmetric matrix without negative eigenvalues that belong to its `count`
+/// largest, `[d, count]`, and these eigenvalues, largest first. The largest entry of a direction is
+/// positive, so that it is the same on every run.
+pub(crate) fn axes(matrix: &Tensor<2>, count: usize) -> (Tensor<2>, Vec<f64>) {
+    let device = matrix.device();
+    let [width, _] = matrix.dims();
+    let rounds = (width > SMALL).then_some(ROUNDS);
+    let (u, s, _) = decomposed(on_cpu(matrix), count, rounds);
+    let u = u.narrow(1, 0, count);
+    let (most, least) = (u.clone().max_dim(0), u.clone().min_dim(0));
+    let sign = (most + least).sign();
+    // An entry as large on the other side leaves no sign.
+    let sign = sign.clone().mask_fill(sign.equal_elem(0.0), 1.0);
+    let values = s.narrow(0, 0, count).into_data().convert::<f64>();
+    let axes = Tensor::from_data((u * sign).into_data(), &device);
+    (axes, values.try_to_vec().expect("converted"))
+}
+
+/// At least the `rank` first singular values with their vectors, see [`principal`].
+fn decomposed(
+    matrix: Tensor<2>,
+    rank: usize,
+    rounds: Option<usize>,
+) -> (Tensor<2>, Tensor<1>, Tensor<2>) {
+    let [d_in, d_out] = matrix.dims();
+    let width = rank + OVERSAMPLING;
+    match rounds {
+        Some(rounds) if width < d_in.min(d_out) => sought(matrix, width, rounds),
+        _ => linalg::svd::<2, 1>(matrix, SWEEPS),
+    }
 }
 
 /// The projection of a matrix, `[d_in, d_out]`, onto the space of its first `rank` rows: an
@@ -124,6 +155,24 @@ mod tests {
         assert!(found < 1.002 * best && found <= error(&matrix, &none));
         let again = principal(&matrix, 4, Some(6));
         assert_eq!(again.a.val().into_data(), six.a.val().into_data());
+    }
+
+    #[test]
+    fn the_axes_are_the_directions_of_the_largest_eigenvalues_with_one_sign_each() {
+        for width in [20, 150] {
+            let device = Device::flex();
+            let (basis, _) = linalg::qr(random([width, 5], &device), true);
+            let values = Tensor::<1>::from_data([9.0, 4.0, 1.0, 0.5, 0.1], &device);
+            let symmetric = (basis.clone() * values.unsqueeze()).matmul(basis.clone().transpose());
+            let (found, eigenvalues) = axes(&symmetric, 3);
+            for (found, expected) in eigenvalues.iter().zip([9.0, 4.0, 1.0]) {
+                assert!((found - expected).abs() < 1e-4, "{found}");
+            }
+            let products = found.clone().transpose().matmul(basis.narrow(1, 0, 3));
+            assert!(largest(products.abs() - Tensor::eye(3, &device)) < 1e-3);
+            let largest_entry = found.clone().max_dim(0) - found.min_dim(0).neg();
+            assert!(largest_entry.min().into_scalar::<f32>() >= 0.0);
+        }
     }
 
     #[test]

@@ -267,6 +267,7 @@ fn time(slow: f64, random: &mut Random) -> TimeInfo {
     TimeInfo {
         train_s,
         eval_s: 60.0,
+        look_s: 0.0,
         total_s: train_s + 75.0,
         steps,
         tokens,

@@ -164,6 +164,10 @@ pub struct TimeInfo {
     pub train_s: f64,
     /// Seconds in evaluation and generation.
     pub eval_s: f64,
+    /// Seconds in which the method looked at training data before the first step; none of them are
+    /// in `train_s`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub look_s: f64,
     /// Seconds from start to record.
     pub total_s: f64,
     /// Optimizer steps taken.
@@ -176,6 +180,10 @@ pub struct TimeInfo {
     pub step_ms_median: f64,
     /// 95th percentile of the step time in milliseconds.
     pub step_ms_p95: f64,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 /// Memory, in bytes.

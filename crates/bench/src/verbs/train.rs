@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::module::Module;
+use burn::tensor::Device;
 use clap::Args;
-use peft_core::{Init, adapt, state};
+use models::Model;
+use peft_core::{Adapted, Init, Looked, Method, adapt, state};
 
 use crate::adapter::{Card, Fitted, Format};
 use crate::cli::{Compute, StudyFile, pair, print};
@@ -16,7 +18,7 @@ use crate::registry::Registry;
 use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
-use crate::{execute, fixed, parts, progress, source};
+use crate::{execute, fixed, look, parts, progress, source};
 
 /// Arguments of `train`.
 #[derive(Args)]
@@ -188,6 +190,11 @@ impl Train {
         let training = device.autodiff();
         let loaded = source::load(model, None, &mut Init::new(self.seed, &training))?;
         parts::bring(&*method, &loaded.model, &training)?;
+        let looked = self.look(&loaded.model, &*method, &storage, &training)?;
+        let (config, method) = match looked {
+            Some(Looked { config, method }) => (config, method),
+            None => (config, method),
+        };
         let mut init = Init::new(self.seed, &training);
         let model = adapt(loaded.model, &*method, storage.build(), &mut init)?;
         let card = Card {
@@ -203,5 +210,22 @@ impl Train {
             card,
         };
         Ok((fitted, loaded.config, Format::Native))
+    }
+
+    /// The method after a look at the given batches, if it looks at data.
+    fn look(
+        &self,
+        model: &Model,
+        method: &dyn Method,
+        storage: &StorageSpec,
+        device: &Device,
+    ) -> Result<Option<Looked>> {
+        if method.looks_at() == 0 {
+            return Ok(None);
+        }
+        let file = self.fixed.batches.as_deref();
+        let file = file.context("the command line requires it without a study")?;
+        let batches = fixed::read(file, &Adapted::plain(model.clone()), device)?;
+        look::look(model, method, storage, batches, (self.seed, device))
     }
 }

@@ -8,6 +8,7 @@ libraries save them, and what the libraries compute from them.
 base/NAME       config.json, model.safetensors, inputs.safetensors (row 1 is padded on the right)
 peft/NAME       adapter/ and expected.safetensors (logits); gpt2-lora also merged/
 adapterhub/NAME adapter/ (safetensors) and adapter_bin/ (pickled), expected.safetensors
+look/NAME       batches.safetensors, start/ (an adapter that began with a look at them)
 train/NAME      batches.safetensors, start/, final/, expected.safetensors (losses of ten AdamW steps)
 """
 import argparse
@@ -120,6 +121,24 @@ PEFT = {
     "bert-c3a": lambda: peft.C3AConfig(block_size=8, target_modules=LINEAR),
     "bert-vb_lora": lambda: peft.VBLoRAConfig(r=3, num_vectors=7, vector_length=4, topk=3, target_modules=LINEAR),
     "bert-fourierft": lambda: peft.FourierFTConfig(n_frequency=60, scaling=100.0, random_loc_seed=5, target_modules=QV),
+}
+# What a look at data starts: the base, PEFT's configuration, and what a study says.
+LOOK = {
+    "gpt2-eva": lambda: (
+        dict(target_modules=["c_attn", "c_fc", "mlp.c_proj"], fan_in_fan_out=True),
+        dict(rho=2.0), dict(targets=["c_attn", "c_fc", "mlp.c_proj"])),
+    "gpt2-eva_fixed": lambda: (
+        dict(target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
+        dict(rho=1.0, use_label_mask=False), dict(targets=["c_attn", "c_fc"], rho=1.0, use_label_mask=False)),
+    # Layers of equal inputs.
+    "llama-eva": lambda: (
+        dict(target_modules=["q_proj", "v_proj", "up_proj"], use_rslora=True),
+        dict(rho=1.5), dict(targets=["q_proj", "v_proj", "up_proj"], rslora=True, rho=1.5)),
+    # The library has no label mask for classes, and whitens layers of equal inputs more than once.
+    "bert-eva_whiten": lambda: (
+        dict(target_modules=["query", "output.dense"]),
+        dict(rho=1.5, use_label_mask=False, whiten=True, adjust_scaling_factors=False),
+        dict(targets=["query", "output.dense"], rho=1.5, whiten=True, adjust_scaling_factors=False)),
 }
 HUB = {
     "bert-houlsby_with_head": lambda: adapters.DoubleSeqBnConfig(reduction_factor=4, non_linearity="gelu"),
@@ -276,6 +295,43 @@ def make_peft(seed):
             (folder / "merged" / "generation_config.json").unlink(missing_ok=True)
 
 
+def make_look(seed):
+    for name, kind, folder, (own, eva, ours) in wanted("look", LOOK, seed):
+        config = peft.LoraConfig(**LORA, **own, init_lora_weights="eva", eva_config=peft.EvaConfig(**eva))
+        config.task_type = task(kind)
+        model = peft.get_peft_model(base(kind), config)
+        batches = random_batches(kind, 1, 8, 16)
+        # One batch, so that what the library forgets of earlier ones does not show.
+        loader = [{key: tensor[0] for key, tensor in batches.items()}]
+        peft.initialize_lora_eva_weights(model, loader, show_progress_bar=False)
+        model.save_pretrained(folder / "start")
+        (folder / "start" / "README.md").unlink(missing_ok=True)
+        save(batches, folder / "batches.safetensors")
+        method = dict(rank=LORA["r"], alpha=LORA["lora_alpha"], **ours)
+        write_case(folder, base_dir=f"base/{kind}", library=f"peft {peft.__version__}", method=method)
+        trained = HERE / "peft" / name
+        if not trained.exists():
+            model.eval()
+            stir([p for p in model.parameters() if p.requires_grad])
+            model.save_pretrained(trained / "adapter")
+            (trained / "adapter" / "README.md").unlink(missing_ok=True)
+            save({"logits": logits(model, kind)}, trained / "expected.safetensors")
+            write_case(trained, base_dir=f"base/{kind}", library=f"peft {peft.__version__}")
+
+
+def random_batches(kind, steps, rows, length):
+    """Random texts, the second of every batch padded; of language models the first three tokens are no target."""
+    ids = torch.randint(4, 96, (steps, rows, length))
+    mask = torch.ones_like(ids)
+    ids[:, 1, 7:], mask[:, 1, 7:] = 0, 0
+    if kind == "bert":
+        labels = torch.randint(0, 3, (steps, rows))
+    else:
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :, :3] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
 def save_prefix(folder):
     """The pickled prefix without its copies, which keep the library from writing safetensors."""
     tensors = torch.load(folder / "adapter_bin" / "pytorch_adapter.bin")
@@ -381,15 +437,9 @@ def make_train(seed):
         if method != "full":
             stir(trained)
             write(folder / "start")
-        ids = torch.randint(4, 96, (10, 3, 10))
-        mask = torch.ones_like(ids)
-        ids[:, 1, 7:], mask[:, 1, 7:] = 0, 0
-        if kind == "bert":
-            labels = torch.randint(0, 3, (10, 3))
-        else:
-            labels = ids.masked_fill(mask == 0, -100)
-            labels[:, :, :3] = -100
-        save({"input_ids": ids, "attention_mask": mask, "labels": labels}, folder / "batches.safetensors")
+        batches = random_batches(kind, 10, 3, 10)
+        ids, mask, labels = batches.values()
+        save(batches, folder / "batches.safetensors")
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
         losses = []
         model.eval()  # no dropout
@@ -424,10 +474,11 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     if not args.missing:
-        for part in ("base", "peft", "adapterhub", "train"):
+        for part in ("base", "peft", "adapterhub", "look", "train"):
             shutil.rmtree(HERE / part, ignore_errors=True)
         make_bases()
     make_peft(args.seed)
+    make_look(args.seed)
     make_hub(args.seed)
     make_setups(args.seed)
     make_train(args.seed)

@@ -114,6 +114,7 @@ pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Res
             .and_then(|()| makes_no_copies(part))
             .and_then(|()| changes_no_base(part, geometry))
             .and_then(|()| learns_at_one_rate(part))
+            .and_then(|()| starts_without_data(part))
             .map_err(|error| CoreError::part(index, error))?;
     }
     one_storage(parts)?;
@@ -161,6 +162,17 @@ fn learns_at_one_rate(part: &Part) -> Result<(), CoreError> {
         return Ok(());
     }
     let expected = "a method that learns at one rate, in a composition";
+    Err(CoreError::bad_value("kind", part.kind(), expected))
+}
+
+/// Refuses a part that is to look at the training data: only a method that stands alone does.
+fn starts_without_data(part: &Part) -> Result<(), CoreError> {
+    let has_values = part.is_frozen() || part.adapter().is_some();
+    if has_values || part.method().looks_at() == 0 {
+        return Ok(());
+    }
+    let expected = "a method that does not start from the data, or an adapter trained before, in a \
+                    composition";
     Err(CoreError::bad_value("kind", part.kind(), expected))
 }
 

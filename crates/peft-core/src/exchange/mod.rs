@@ -16,7 +16,7 @@ use crate::error::CoreError;
 use crate::state::Tensors;
 
 pub use fields::Fields;
-pub(crate) use places::places;
+pub(crate) use places::{Place, places};
 pub use places::{collect, restore};
 pub use targets::{
     path_ends_with, peft_names, peft_targets, resolve_modules, resolve_pattern, resolve_targets,

@@ -9,10 +9,10 @@ use crate::family::number;
 
 /// Reads `peft_type = "LORA"`, if it is the plain method.
 pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lora>, CoreError> {
-    let splits = ["pissa", "olora"]
+    let of_a_variant = ["pissa", "olora", "eva"]
         .iter()
         .any(|start| starts_with(fields, start));
-    if fields.peek("peft_type") != "LORA" || fields.peek("use_dora") == true || splits {
+    if fields.peek("peft_type") != "LORA" || fields.peek("use_dora") == true || of_a_variant {
         return Ok(None);
     }
     read_fields(fields, geometry).map(Some)
