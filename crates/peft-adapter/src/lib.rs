@@ -38,6 +38,7 @@ pub mod sparse_adapter;
 pub mod split;
 pub mod stack;
 pub mod top_layers;
+pub mod unipelt;
 
 pub use adapter_plus::AdapterPlus;
 pub use adaption_prompt::AdaptionPrompt;
@@ -67,3 +68,4 @@ pub use sparse_adapter::SparseAdapter;
 pub use split::Split;
 pub use stack::Stack;
 pub use top_layers::TopLayers;
+pub use unipelt::UniPelt;

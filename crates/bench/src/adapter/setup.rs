@@ -12,7 +12,7 @@ use peft_core::{Fields, Geometry, Host, Init, Rule};
 use serde_json::{Map, Value, json};
 
 use super::{Fitted, Opened, files, fresh, hub};
-use crate::registry::Registry;
+use crate::registry::{Registry, part};
 use crate::trial::StorageSpec;
 
 const SETUP: &str = "adapter_setup.json";
@@ -157,9 +157,7 @@ pub(super) fn fit(
         };
         let fields = Fields::new(file, config);
         let (kind, config, _) = registry.from_adapter_hub(fields, &geometry, hub::HARMLESS)?;
-        let mut part = config.as_object().cloned().unwrap_or_default();
-        part.insert("kind".into(), kind.into());
-        parts.push(Value::Object(part));
+        parts.push(part(kind, &config));
     }
     let mut fields = Map::from_iter([
         ("type".to_string(), json!(kind)),
