@@ -1,9 +1,10 @@
 //! THE registry of methods: one line each, from which configuration parsing, help, the method
 //! table and the contract matrix derive.
 
+mod foreign;
+
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use burn::module::ParamId;
 use peft_core::{
     Assembler, BaseParam, CoreError, Fields, Geometry, Method, MethodConfig, MethodInfo, Part, Role,
@@ -12,6 +13,8 @@ use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
 use crate::plain;
+
+pub(crate) use foreign::part;
 
 /// Lists the methods once; `with_methods!(f)` calls the macro `f!` with all of them.
 macro_rules! with_methods {
@@ -23,6 +26,7 @@ macro_rules! with_methods {
             peft_adapter::Pfeiffer,
             peft_adapter::Parallel,
             peft_adapter::Mam,
+            peft_adapter::UniPelt,
             peft_adapter::AdapterPlus,
             peft_adapter::Compacter,
             peft_adapter::CompacterPlus,
@@ -284,64 +288,6 @@ impl Registry {
         let (config, _) = self.resolve(kind, config)?;
         let full = (self.entry(kind)?.in_full)(config.clone());
         Ok(full.unwrap_or(config))
-    }
-
-    /// The method that an HF PEFT configuration describes.
-    ///
-    /// # Errors
-    /// If no method here is of its `peft_type`, or a field that changes what is computed is not
-    /// supported; the error names it.
-    pub fn from_peft(
-        &self,
-        fields: Fields,
-        geometry: &Geometry,
-        harmless: &[&str],
-    ) -> Result<Read> {
-        let found = fields.peek("peft_type").to_string();
-        let read = self.first(|entry| entry.from_peft, fields, geometry, harmless)?;
-        read.with_context(|| format!("`peft_type` is {found}, which no method here reads"))
-    }
-
-    /// The method that an AdapterHub `config` describes.
-    ///
-    /// # Errors
-    /// If no method here fits it, or a field that changes what is computed is not supported.
-    pub fn from_adapter_hub(
-        &self,
-        fields: Fields,
-        geometry: &Geometry,
-        harmless: &[&str],
-    ) -> Result<Read> {
-        let shown = |key| format!("`{key}` {}", fields.peek(key));
-        let found = [
-            "architecture",
-            "mh_adapter",
-            "output_adapter",
-            "is_parallel",
-            "phm_layer",
-        ];
-        let found = found.map(shown).join(", ");
-        let read = self.first(|entry| entry.from_adapter_hub, fields, geometry, harmless)?;
-        read.with_context(|| format!("no method here is an adapter with {found}"))
-    }
-
-    /// What the first method that knows the configuration reads in it.
-    fn first(
-        &self,
-        reader: fn(&Entry) -> Reader,
-        fields: Fields,
-        geometry: &Geometry,
-        harmless: &[&str],
-    ) -> Result<Option<Read>> {
-        for entry in &self.0 {
-            let mut fields = fields.clone();
-            if let Some(read) = reader(entry)(&mut fields, geometry, self)? {
-                fields.ignore(harmless);
-                fields.finish()?;
-                return Ok(Some(read));
-            }
-        }
-        Ok(None)
     }
 
     /// The method table of the README, in Markdown.

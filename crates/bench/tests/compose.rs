@@ -205,6 +205,16 @@ fn a_stack_of_updates_is_the_sum_of_the_updates() {
 }
 
 #[test]
+fn a_stack_with_a_layer_that_has_no_plain_form_has_none() {
+    let lora = json!({"kind": "lora", "rank": 2});
+    let gated = json!({"kind": "lora", "rank": 2, "gating": true});
+    for parts in [[gated.clone(), lora.clone()], [lora, gated]] {
+        let stack = model(gpt2(), json!({"kind": "stack", "parts": parts.clone()}));
+        assert!(stack.merge().is_none(), "{parts:?}");
+    }
+}
+
+#[test]
 fn a_fusion_is_whole_without_the_folders_of_its_parts_and_leaves_them_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
     let [(_, dir_a), (_, dir_b)] = bottlenecks(folder.path());

@@ -19,7 +19,7 @@ fn case(path: &str) -> PathBuf {
 }
 
 /// Adapter folders with the bases they are for.
-const ADAPTERS: [(&str, &str); 18] = [
+const ADAPTERS: [(&str, &str); 19] = [
     ("peft/gpt2-lora_patterns/adapter", "base/gpt2"),
     ("peft/gpt2-vera/adapter", "base/gpt2"),
     ("peft/gpt2-prefix_tuning/adapter", "base/gpt2"),
@@ -38,6 +38,7 @@ const ADAPTERS: [(&str, &str); 18] = [
     ("adapterhub/bert-fusion/adapter", "base/bert"),
     ("adapterhub/bert-stack/adapter_bin", "base/bert"),
     ("adapterhub/gpt2-mam/adapter_bin", "base/gpt2"),
+    ("adapterhub/bert-unipelt/adapter_bin", "base/bert"),
 ];
 
 fn init() -> Init {

@@ -61,6 +61,17 @@ pub struct Batch {
     pub perturbation: Option<Tensor<3>>,
 }
 
+/// How a model reads a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading {
+    /// The position of a first token.
+    pub(crate) first: usize,
+    /// The number of keys a cache holds already.
+    pub(crate) seen: usize,
+    /// Whether a token must not depend on later ones.
+    pub(crate) causal: bool,
+}
+
 /// What enters the layers: embedded tokens, virtual ones of the method in front.
 pub(crate) struct Embedded {
     /// `[batch, sequence, d]`
@@ -88,24 +99,23 @@ impl Embedded {
 }
 
 impl Batch {
-    /// Embeds the tokens. `first` is the position of a first token, `seen` the number of keys a
-    /// cache holds already: virtual tokens come before the first token and not again.
-    /// The pass is told what tokens it is about; what enters the layers has every text once for each
-    /// of the pass's copies.
+    /// Embeds the tokens; virtual tokens come before the first token and not again. The pass is told
+    /// what tokens it is about; what enters the layers has every text once for each of the pass's
+    /// copies.
     pub(crate) fn embed(
         &self,
         table: &Param<Tensor<2>>,
         lookup: Option<&LookupSlot>,
-        first: usize,
-        seen: usize,
+        reading: Reading,
         pass: &Pass<'_>,
     ) -> Embedded {
-        let embedded = self.embedded(table, lookup, first, seen, pass);
+        let embedded = self.embedded(table, lookup, reading, pass);
         pass.see(Text {
             mask: embedded.mask.clone(),
             prompt: embedded.prompt.clone(),
-            seen,
+            seen: reading.seen,
             tasks: self.tasks.clone(),
+            causal: reading.causal,
         });
         embedded.copied(pass.copies)
     }
@@ -114,8 +124,7 @@ impl Batch {
         &self,
         table: &Param<Tensor<2>>,
         lookup: Option<&LookupSlot>,
-        first: usize,
-        seen: usize,
+        reading: Reading,
         pass: &Pass<'_>,
     ) -> Embedded {
         let rows = embed(table, &self.ids);
@@ -144,7 +153,7 @@ impl Batch {
             Tensor::cat(vec![virtual_ones, mask], 1)
         };
         let (mask, given) = (mask.map(with_virtual_ones), given.map(with_virtual_ones));
-        if seen > 0 {
+        if reading.seen > 0 {
             return Embedded {
                 rows,
                 positions,
@@ -153,7 +162,7 @@ impl Batch {
             };
         }
         let prompt = prompt.unsqueeze::<3>().expand([batch, n, d]);
-        let (from, to) = (first as i64, (first + n) as i64);
+        let (from, to) = (reading.first as i64, (reading.first + n) as i64);
         let own = Tensor::<1, Int>::arange(from..to, &positions.device());
         let own = own.unsqueeze::<2>().expand([batch, n]);
         Embedded {

@@ -13,7 +13,7 @@ use peft_core::{
     Role, Sublayer, Surgeon, Table, TapSlot, attend::AttentionSpec,
 };
 
-use crate::batch::{Batch, Positions};
+use crate::batch::{Batch, Positions, Reading};
 use crate::bert_config::{BertConfig, Family};
 use crate::builder::{Builder, Linear};
 use crate::error::ModelError;
@@ -130,8 +130,12 @@ impl Bert {
     pub(crate) fn enter(&self, batch: &Batch, pass: &Pass<'_>) -> (Tensor<3>, Context) {
         // The head takes the first token of every row.
         assert!(batch.texts.is_none(), "a classifier takes one text a row");
-        let first = self.position_rule().first();
-        let embedded = batch.embed(&self.words, self.lookup.as_ref(), first, 0, pass);
+        let reading = Reading {
+            first: self.position_rule().first(),
+            seen: 0,
+            causal: false,
+        };
+        let embedded = batch.embed(&self.words, self.lookup.as_ref(), reading, pass);
         let mut x = embedded.rows + embed(&self.positions, &embedded.positions);
         if let Some(types) = &self.types {
             x = x + types.val().narrow(0, 0, 1).unsqueeze();
@@ -225,6 +229,7 @@ impl Layer {
 
     fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<2>>, pass: &Pass<'_>) -> Tensor<3> {
         let heads = Heads {
+            input: x.clone(),
             q: self.query.forward(x.clone(), pass),
             k: self.key.forward(x.clone(), pass),
             v: self.value.forward(x.clone(), pass),
@@ -232,6 +237,7 @@ impl Layer {
             texts: None,
             spec: self.spec,
             keys_and_values: &|x| {
+                let pass = &pass.aside();
                 (
                     self.key.forward(x.clone(), pass),
                     self.value.forward(x, pass),

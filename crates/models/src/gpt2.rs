@@ -15,7 +15,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Reading};
 use crate::builder::{Builder, Linear};
 use crate::cache::Cache;
 use crate::error::ModelError;
@@ -238,7 +238,12 @@ impl Gpt2 {
         seen: usize,
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
-        let embedded = batch.embed(&self.wte, self.lookup.as_ref(), 0, seen, pass);
+        let reading = Reading {
+            first: 0,
+            seen,
+            causal: true,
+        };
+        let embedded = batch.embed(&self.wte, self.lookup.as_ref(), reading, pass);
         let x = embedded.rows + embed(&self.wpe, &embedded.positions);
         let x = EndsSlot::enter(self.ends.as_ref(), x, pass);
         let context = Context {
@@ -347,15 +352,16 @@ impl Block {
         cache: Option<(&mut Cache, usize)>,
         pass: &Pass<'_>,
     ) -> Tensor<3> {
-        let qkv = self.c_attn.forward(x, pass);
         if self.attend.is_none() && cache.is_none() {
             // Nobody needs the parts: the backward pass then writes one gradient, not three.
+            let qkv = self.c_attn.forward(x, pass);
             let attended = match &context.texts {
                 Some(texts) => kernels::attention_qkv_packed(qkv, &self.spec, texts),
                 None => kernels::attention_qkv(qkv, &self.spec, context.mask.clone()),
             };
             return self.c_proj.forward(attended, pass);
         }
+        let qkv = self.c_attn.forward(x.clone(), pass);
         let d = qkv.dims()[2] / 3;
         let part = |i: usize| qkv.clone().narrow(2, i * d, d);
         let (k, v) = match cache {
@@ -363,6 +369,7 @@ impl Block {
             None => (part(1), part(2)),
         };
         let heads = Heads {
+            input: x,
             q: part(0),
             k,
             v,
@@ -370,7 +377,7 @@ impl Block {
             texts: context.texts.clone(),
             spec: self.spec,
             keys_and_values: &|x| {
-                let qkv = self.c_attn.forward(x, pass);
+                let qkv = self.c_attn.forward(x, &pass.aside());
                 (qkv.clone().narrow(2, d, d), qkv.narrow(2, 2 * d, d))
             },
         };

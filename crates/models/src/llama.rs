@@ -15,7 +15,7 @@ use peft_core::{
 };
 
 use crate::angles::Angles;
-use crate::batch::Batch;
+use crate::batch::{Batch, Reading};
 use crate::builder::{Builder, Linear};
 use crate::cache::Cache;
 use crate::error::ModelError;
@@ -134,7 +134,12 @@ impl Llama {
         seen: usize,
         pass: &Pass<'_>,
     ) -> (Tensor<3>, Context) {
-        let embedded = batch.embed(&self.embed_tokens, self.lookup.as_ref(), 0, seen, pass);
+        let reading = Reading {
+            first: 0,
+            seen,
+            causal: true,
+        };
+        let embedded = batch.embed(&self.embed_tokens, self.lookup.as_ref(), reading, pass);
         let angles = self.angles.at(&embedded.positions);
         let x = EndsSlot::enter(self.ends.as_ref(), embedded.rows, pass);
         let context = Context {
@@ -250,7 +255,7 @@ impl Block {
     ) -> Tensor<3> {
         let mut q = self.q_proj.forward(x.clone(), pass);
         let mut k = self.k_proj.forward(x.clone(), pass);
-        let v = self.v_proj.forward(x, pass);
+        let v = self.v_proj.forward(x.clone(), pass);
         if let Some(HeadNorms { q_norm, k_norm }) = &self.head_norms {
             (q, k) = (q_norm.forward_heads(q), k_norm.forward_heads(k));
         }
@@ -262,6 +267,7 @@ impl Block {
             None => (k, v),
         };
         let heads = Heads {
+            input: x,
             q,
             k,
             v,
@@ -269,6 +275,7 @@ impl Block {
             texts: context.texts.clone(),
             spec: self.spec,
             keys_and_values: &|x| {
+                let pass = &pass.aside();
                 let k = self.k_proj.forward(x.clone(), pass);
                 let k = match &self.head_norms {
                     Some(norms) => norms.k_norm.forward_heads(k),

@@ -1,11 +1,13 @@
 //! What Houlsby, Pfeiffer and parallel adapters share: the configuration, the counting, and the
 //! form AdapterHub gives them. A paper's own file says where its bottleneck sits.
 
+mod reduction;
+
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use peft_core::{
-    Activation, CoreError, EndsSlot, Fields, Foreign, Geometry, Init, Method, MethodConfig,
+    Activation, CoreError, EndsSlot, Fields, Foreign, Gate, Geometry, Init, Method, MethodConfig,
     MethodInfo, Role, Start, TapSite, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::bottleneck::{AdapterInit, Bottleneck, Scaling};
 use crate::hub;
 use crate::invertible::{InvAdapter, NiceCoupling};
+
+pub use reduction::ReductionFactor;
 
 /// Where a kind of adapter sits and how it starts: all that its paper's file says.
 pub trait Kind: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static {
@@ -63,6 +67,9 @@ pub struct Adapter<K: Kind> {
     /// Probability that training leaves the bottleneck out, for a whole row of the batch.
     #[serde(skip_serializing_if = "Adapter::<K>::is_default_stochastic_depth")]
     pub stochastic_depth: f64,
+    /// A trained gate on the bottleneck's output, one number for every text (see [`Gate`]).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gating: bool,
     /// How the weights start.
     pub init: AdapterInit,
     /// Layers that get no adapter, from 0.
@@ -80,49 +87,6 @@ pub struct Adapter<K: Kind> {
     pub kind: PhantomData<K>,
 }
 
-/// The model's width over the bottleneck's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a number, or a table with one for every layer"
-)]
-pub enum ReductionFactor {
-    /// The same in every layer.
-    Whole(usize),
-    /// Likewise; the width is rounded down.
-    Fraction(f64),
-    /// By layer, from 0, and `default` for the others.
-    Layers(BTreeMap<String, f64>),
-}
-
-impl ReductionFactor {
-    fn at(&self, layer: usize) -> Option<f64> {
-        match self {
-            Self::Whole(factor) => Some(*factor as f64),
-            Self::Fraction(factor) => Some(*factor),
-            Self::Layers(table) => {
-                let own = table.get(&layer.to_string());
-                own.or_else(|| table.get("default")).copied()
-            }
-        }
-    }
-
-    fn check(&self, layers: usize) -> Result<(), CoreError> {
-        let Self::Layers(table) = self else {
-            return Ok(());
-        };
-        let fits = |key: &str| key == "default" || key.parse().is_ok_and(|l: usize| l < layers);
-        match table.keys().find(|key| !fits(key)) {
-            None => Ok(()),
-            Some(key) => {
-                let expected = format!("`default` or a layer from 0 to below {layers}");
-                let name = "a key of reduction_factor";
-                Err(CoreError::bad_value(name, key, &expected))
-            }
-        }
-    }
-}
-
 impl<K: Kind> Default for Adapter<K> {
     fn default() -> Self {
         Self {
@@ -133,6 +97,7 @@ impl<K: Kind> Default for Adapter<K> {
             scaling: K::SCALING,
             skip_scaling: Scaling::Fixed(1.0),
             stochastic_depth: K::STOCHASTIC_DEPTH,
+            gating: false,
             init: K::INIT,
             leave_out: Vec::new(),
             inv_adapter: None,
@@ -231,6 +196,11 @@ impl<K: Kind> MethodConfig for Adapter<K> {
                 stochastic_depth: 0.1,
                 ..Self::default()
             },
+            Self {
+                bottleneck: Some(2),
+                gating: true,
+                ..Self::default()
+            },
         ];
         if matches!(K::INFO.start, Start::Near(_)) {
             // An invertible adapter starts near the identity, not at it.
@@ -294,13 +264,14 @@ impl<K: Kind> Method for Adapter<K> {
         let adapter = adapter
             .with_dropout(self.dropout)
             .with_stochastic_depth(self.stochastic_depth)
-            .with_skip_scaling(self.skip_scaling, d, init);
+            .with_skip_scaling(self.skip_scaling, d, init)
+            .with_gate(self.gating.then(|| Gate::new(d, init)));
         Some(K::slot(adapter))
     }
 
     fn needs_own_rows(&self) -> bool {
-        // Rows are left out, each by itself.
-        self.stochastic_depth > 0.0
+        // Rows are left out, each by itself, and a gate is a mean over a row.
+        self.stochastic_depth > 0.0 || self.gating
     }
 
     fn ends(&self, width: usize, init: &mut Init) -> Option<EndsSlot> {
@@ -313,7 +284,8 @@ impl<K: Kind> Method for Adapter<K> {
         let d = geometry.width;
         let each = |tap: &TapSite| {
             let m = self.width(tap.layer, d).unwrap_or(0);
-            Bottleneck::parameters(d, m, self.scaling) + self.skip_scaling.parameters(d)
+            let gate = if self.gating { Gate::parameters(d) } else { 0 };
+            Bottleneck::parameters(d, m, self.scaling) + self.skip_scaling.parameters(d) + gate
         };
         let invertible = self.inv_factor();
         let invertible = invertible.map_or(0, |factor| NiceCoupling::parameters(d, factor));
@@ -326,8 +298,9 @@ impl<K: Kind> Method for Adapter<K> {
 
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
         let inverted = self.inv_adapter.is_some() && hub::is_language_model(geometry);
+        let gated = self.gating && !Gate::is_known_to_adapter_hub(geometry);
         // AdapterHub has no factor on the skip path.
-        let foreign = !inverted && is_one(&self.skip_scaling);
+        let foreign = !inverted && !gated && is_one(&self.skip_scaling);
         foreign.then(|| hub::write(self, geometry, name))
     }
 }

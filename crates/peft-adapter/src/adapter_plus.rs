@@ -50,9 +50,9 @@ pub struct LayerAdapter {
 }
 
 impl Tap for LayerAdapter {
-    fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let h = sublayer.output;
-        self.adapter.add_to(h.clone(), h)
+        self.adapter.add_to(h.clone(), h, pass)
     }
 }
 

@@ -218,6 +218,7 @@ mod tests {
             window: Some(2),
         };
         let heads = Heads {
+            input: q.clone(),
             q: q.clone(),
             k,
             v,

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
-use peft_core::{Activation, CoreError, Init, kernels};
+use peft_core::{Activation, CoreError, Gate, Init, Pass, kernels};
 use serde::{Deserialize, Serialize};
 
 /// A factor on a bottleneck's output.
@@ -105,6 +105,7 @@ pub struct Bottleneck {
     /// `[1]` or `[d]`
     skip_scaling: Option<Param<Tensor<1>>>,
     skip_factor: f64,
+    gate: Option<Gate>,
     dropout: Dropout,
     stochastic_depth: Dropout,
     #[module(skip)]
@@ -137,6 +138,7 @@ impl Bottleneck {
             factor: scaling.factor(),
             skip_scaling: None,
             skip_factor: 1.0,
+            gate: None,
             dropout: DropoutConfig::new(0.0).init(),
             stochastic_depth: DropoutConfig::new(0.0).init(),
             non_linearity,
@@ -170,18 +172,25 @@ impl Bottleneck {
         Self { dropout, ..self }
     }
 
+    /// The bottleneck with a gate on its output.
+    #[must_use]
+    pub fn with_gate(self, gate: Option<Gate>) -> Self {
+        Self { gate, ..self }
+    }
+
     /// Closed form of the number of parameters.
     pub fn parameters(d: usize, m: usize, scaling: Scaling) -> usize {
         2 * m * d + d + m + scaling.parameters(d)
     }
 
     /// The bottleneck's output for `x`, added to `skip` times its factor.
-    pub fn add_to(&self, skip: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
-        self.forward(x) + scaled(skip, self.skip_scaling.as_ref(), self.skip_factor)
+    pub fn add_to(&self, skip: Tensor<3>, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        self.forward(x, pass) + scaled(skip, self.skip_scaling.as_ref(), self.skip_factor)
     }
 
     /// The bottleneck's output, without any residual.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
+        let gate = self.gate.as_ref().map(|gate| gate.forward(x.clone(), pass));
         let h = kernels::linear(x, self.down.val(), Some(self.down_bias.val()));
         let h = self.non_linearity.forward(h);
         let y = kernels::linear(h, self.up.val(), Some(self.up_bias.val()));
@@ -194,6 +203,10 @@ impl Bottleneck {
             false => y,
         };
         let y = scaled(y, self.scaling.as_ref(), self.factor);
-        self.dropout.forward(y)
+        let y = self.dropout.forward(y);
+        match gate {
+            Some(gate) => y * gate,
+            None => y,
+        }
     }
 }

@@ -50,9 +50,9 @@ pub struct SerialAdapter {
 }
 
 impl Tap for SerialAdapter {
-    fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let y = sublayer.output;
-        self.adapter.add_to(y.clone(), y)
+        self.adapter.add_to(y.clone(), y, pass)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Bottleneck adapters in AdapterHub's format: `seq_bn`, `double_seq_bn`, `par_bn`.
 
-use peft_core::{CoreError, Fields, Foreign, Geometry, Role, Rule};
-use serde_json::{Value, json};
+use peft_core::{CoreError, Fields, Foreign, Gate, Geometry, Role, Rule};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use crate::adapter::{Adapter, Kind, ReductionFactor};
 use crate::bottleneck::{AdapterInit, Scaling};
@@ -38,6 +39,7 @@ pub(crate) fn read<K: Kind>(
     Ok(Some(Adapter {
         inv_adapter,
         inv_adapter_reduction_factor: factor.filter(|_| inv_adapter.is_some()),
+        gating: Gate::from_adapter_hub(fields, geometry)?,
         ..frame(fields)?
     }))
 }
@@ -108,7 +110,7 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         "phm_c_init": "normal", "phm_dim": 4, "phm_init_range": 0.0001, "phm_layer": false,
         "phm_rank": 1, "reduction_factor": factor(adapter, geometry), "residual_before_ln": !whole_layer::<K>(),
         "scaling": adapter.scaling, "shared_W_phm": false, "shared_phm_rule": true,
-        "stochastic_depth": adapter.stochastic_depth, "use_gating": false,
+        "stochastic_depth": adapter.stochastic_depth, "use_gating": adapter.gating,
     });
     let mut rules = Vec::new();
     for tap in adapter.places(geometry) {
@@ -129,6 +131,10 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         if matches!(adapter.scaling, Scaling::Learned(_)) {
             rules.push(vector("scaling", "scaling"));
         }
+        if adapter.gating {
+            let (ours, theirs) = (format!("{ours}.gate"), format!("{theirs}.gate"));
+            rules.extend(Gate::rules(&ours, &theirs));
+        }
     }
     if adapter.inv_adapter.is_some() {
         rules.extend(NiceCoupling::rules(&format!(
@@ -137,6 +143,46 @@ pub(crate) fn write<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry, name: &s
         )));
     }
     Foreign::new(fields, rules)
+}
+
+/// The configurations of a `union` of methods of these kinds, in their order, whatever the order in
+/// the union; none where it is of others. The harness has read them: they are `parts`, each with its
+/// `kind`.
+pub(crate) fn union<const N: usize>(
+    fields: &mut Fields,
+    kinds: [&str; N],
+) -> Result<Option<[Map<String, Value>; N]>, CoreError> {
+    if fields.peek("architecture") != "union" {
+        return Ok(None);
+    }
+    let mut parts: Vec<Map<String, Value>> = fields.require("parts")?;
+    let place = |part: &Map<String, Value>| {
+        let kind = part.get("kind").and_then(Value::as_str);
+        kinds.iter().position(|known| kind == Some(known))
+    };
+    parts.sort_by_key(place);
+    let found: Vec<_> = parts.iter().filter_map(place).collect();
+    if found != (0..N).collect::<Vec<_>>() {
+        return Ok(None);
+    }
+    parts.iter_mut().for_each(|part| drop(part.remove("kind")));
+    Ok(parts.try_into().ok())
+}
+
+/// A configuration that a union gave.
+pub(crate) fn config_of<M: DeserializeOwned>(config: Map<String, Value>) -> Result<M, CoreError> {
+    let config = serde_json::from_value(Value::Object(config));
+    config.map_err(|error| CoreError::Told(error.to_string()))
+}
+
+/// Several methods as a `union`.
+pub(crate) fn as_union<const N: usize>(parts: [Foreign; N]) -> Foreign {
+    let (configs, rules): (Vec<_>, Vec<_>) = parts
+        .into_iter()
+        .map(|part| (part.fields, part.rules))
+        .unzip();
+    let fields = json!({"architecture": "union", "configs": configs});
+    Foreign::new(fields, rules.concat())
 }
 
 /// Whether this kind sits behind whole layers.

@@ -15,7 +15,6 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::hub;
 use crate::hypernet::{Generator, HyperNet, HyperShape, Place};
 
 /// Configuration of adapters made for each text, `kind = "hyper_instance"`.
@@ -96,7 +95,6 @@ impl Method for HyperInstance {
             pool: Param::from_tensor(init.kaiming_uniform([d, e], d)),
             pool_bias: Param::from_tensor(init.zeros([e])),
             net: HyperNet::new(shape, bounds, init),
-            causal: hub::is_language_model(geometry),
         }))
     }
 
@@ -131,50 +129,19 @@ struct TextHyperNet {
     /// `[e]`
     pool_bias: Param<Tensor<1>>,
     net: HyperNet,
-    causal: bool,
 }
 
 impl TextHyperNet {
     /// What is known of the adapter at a place for every token, or for all tokens of a row alike:
     /// `[batch, sequence or 1, e]`.
     fn embedding(&self, x: Tensor<3>, place: Place, pass: &Pass<'_>) -> Tensor<3> {
-        let mean = self.mean(x, place, pass);
+        let mean = pass.text_mean(x, self.pool.id, place.index());
         let [batch, tokens, d] = mean.dims();
         let rows = mean.reshape([batch * tokens, d]);
         let context = kernels::linear(rows, self.pool.val(), Some(self.pool_bias.val()));
         let embedding = self.net.embed(context, place);
         let [_, e] = embedding.dims();
         embedding.reshape([batch, tokens, e])
-    }
-
-    /// The mean over the real tokens of every row, or over those up to each token.
-    fn mean(&self, x: Tensor<3>, place: Place, pass: &Pass<'_>) -> Tensor<3> {
-        let [batch, seq, d] = x.dims();
-        let text = pass.text();
-        let mask = text.real_tokens([batch, seq], &x.device());
-        // The last feature counts the tokens.
-        let marked = Tensor::cat(vec![x * mask.clone(), mask], 2);
-        let sums = match self.causal {
-            false => marked.sum_dim(1),
-            true => {
-                let sums = marked.cumsum(1);
-                let sums = match pass.recall(self.pool.id, place.index()) {
-                    Some(before) => sums + before,
-                    None => {
-                        assert!(text.seen == 0, "a pass over cached tokens without a memory");
-                        sums
-                    }
-                };
-                pass.keep(
-                    self.pool.id,
-                    place.index(),
-                    sums.clone().narrow(1, seq - 1, 1),
-                );
-                sums
-            }
-        };
-        let counts = sums.clone().narrow(2, d, 1).clamp_min(1.0);
-        sums.narrow(2, 0, d) / counts
     }
 }
 

@@ -39,6 +39,7 @@ pub mod sparse_adapter;
 pub mod split;
 pub mod stack;
 pub mod top_layers;
+pub mod unipelt;
 
 pub use adapter_plus::AdapterPlus;
 pub use adaption_prompt::AdaptionPrompt;
@@ -69,3 +70,4 @@ pub use sparse_adapter::SparseAdapter;
 pub use split::Split;
 pub use stack::Stack;
 pub use top_layers::TopLayers;
+pub use unipelt::UniPelt;

@@ -10,9 +10,8 @@ use peft_core::{
     MethodInfo, Role, SharedSlot, Start, TapSlot, VirtualTokens,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use crate::{Parallel, Prefix};
+use crate::{Parallel, Prefix, hub};
 
 /// Configuration of MAM adapters, `kind = "mam"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,32 +65,14 @@ impl MethodConfig for Mam {
 
     fn from_adapter_hub(
         fields: &mut Fields,
-        geometry: &Geometry,
+        _geometry: &Geometry,
     ) -> Result<Option<Self>, CoreError> {
-        let configs = fields.peek("configs").clone();
-        let (Some([Value::Object(prefix), Value::Object(adapter)]), true) = (
-            configs.as_array().map(Vec::as_slice),
-            fields.peek("architecture") == "union",
-        ) else {
+        let Some([prefix, adapter]) = hub::union(fields, ["prefix", "parallel"])? else {
             return Ok(None);
         };
-        let file = fields.file();
-        let mut prefix = Fields::new(format!("{file}, configs[0]"), prefix.clone());
-        let mut adapter = Fields::new(format!("{file}, configs[1]"), adapter.clone());
-        let (Some(own_prefix), Some(own_adapter)) = (
-            Prefix::from_adapter_hub(&mut prefix, geometry)?,
-            Parallel::from_adapter_hub(&mut adapter, geometry)?,
-        ) else {
-            return Ok(None);
-        };
-        for mut part in [prefix, adapter] {
-            part.ignore(&["architecture"]);
-            part.finish()?;
-        }
-        fields.ignore(&["configs"]);
         Ok(Some(Self {
-            prefix: own_prefix,
-            adapter: own_adapter,
+            prefix: hub::config_of(prefix)?,
+            adapter: hub::config_of(adapter)?,
         }))
     }
 }
@@ -106,8 +87,8 @@ impl Method for Mam {
         self.prefix.shared(geometry, init)
     }
 
-    fn attend(&self, layer: usize, kv_width: usize, init: &mut Init) -> Option<AttendSlot> {
-        self.prefix.attend(layer, kv_width, init)
+    fn attend_in(&self, layer: usize, geometry: &Geometry, init: &mut Init) -> Option<AttendSlot> {
+        self.prefix.attend_in(layer, geometry, init)
     }
 
     fn tap(&self, layer: usize, role: Role, width: usize, init: &mut Init) -> Option<TapSlot> {
@@ -127,7 +108,7 @@ impl Method for Mam {
     }
 
     fn needs_own_rows(&self) -> bool {
-        self.adapter.needs_own_rows()
+        self.prefix.needs_own_rows() || self.adapter.needs_own_rows()
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
@@ -137,17 +118,14 @@ impl Method for Mam {
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
         let prefix = self.prefix.adapter_hub(geometry, name)?;
         let adapter = self.adapter.adapter_hub(geometry, name)?;
-        let fields = json!({
-            "architecture": "union",
-            "configs": [prefix.fields, adapter.fields],
-        });
-        Some(Foreign::new(fields, [prefix.rules, adapter.rules].concat()))
+        Some(hub::as_union([prefix, adapter]))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     peft_core::contract_tests!(Mam);
 

@@ -50,8 +50,9 @@ pub struct ParallelAdapter {
 }
 
 impl Tap for ParallelAdapter {
-    fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        self.adapter.add_to(sublayer.output, sublayer.residual)
+    fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
+        self.adapter
+            .add_to(sublayer.output, sublayer.residual, pass)
     }
 }
 

@@ -49,9 +49,9 @@ pub struct PfeifferAdapter {
 }
 
 impl Tap for PfeifferAdapter {
-    fn forward(&self, sublayer: Sublayer<'_>, _pass: &Pass<'_>) -> Tensor<3> {
+    fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let sum = sublayer.summed();
-        self.adapter.add_to(sublayer.output, sum)
+        self.adapter.add_to(sublayer.output, sum, pass)
     }
 }
 

@@ -9,7 +9,7 @@ mod hub;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Attend, AttendSlot, CoreError, Fields, Foreign, Form, Geometry, Heads, Init, Method,
+    Attend, AttendSlot, CoreError, Fields, Foreign, Form, Gate, Geometry, Heads, Init, Method,
     MethodConfig, MethodInfo, Pass, Rule, SharedSlot, Start, VirtualTokens, check,
     exchange::Columns,
 };
@@ -37,6 +37,9 @@ pub struct Prefix {
     /// Width of that network's hidden layer; the model's where not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoder_hidden_size: Option<usize>,
+    /// A trained gate on every layer's prefix, one number for every text (see [`Gate`]).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gating: bool,
 }
 
 impl Default for Prefix {
@@ -47,6 +50,7 @@ impl Default for Prefix {
             takes_positions: false,
             prefix_projection: false,
             encoder_hidden_size: None,
+            gating: false,
         }
     }
 }
@@ -115,6 +119,18 @@ impl MethodConfig for Prefix {
                 encoder_hidden_size: Some(5),
                 ..Self::default()
             },
+            Prefix {
+                num_virtual_tokens: 2,
+                gating: true,
+                ..Self::default()
+            },
+            Prefix {
+                num_virtual_tokens: 2,
+                prefix_projection: true,
+                encoder_hidden_size: Some(3),
+                gating: true,
+                ..Self::default()
+            },
         ]
     }
 
@@ -134,9 +150,9 @@ impl MethodConfig for Prefix {
 
     fn from_adapter_hub(
         fields: &mut Fields,
-        _geometry: &Geometry,
+        geometry: &Geometry,
     ) -> Result<Option<Self>, CoreError> {
-        hub::read(fields)
+        hub::read(fields, geometry)
     }
 }
 
@@ -169,21 +185,35 @@ impl Method for Prefix {
         self.prefix_projection.then(encoder).map(SharedSlot::new)
     }
 
-    fn attend(&self, layer: usize, kv_width: usize, init: &mut Init) -> Option<AttendSlot> {
+    fn attend_in(&self, layer: usize, geometry: &Geometry, init: &mut Init) -> Option<AttendSlot> {
+        let gate = |init: &mut Init| self.gating.then(|| Gate::new(geometry.width, init));
         if self.prefix_projection {
-            return Some(AttendSlot::new(ProjectedPrefix::new(layer, kv_width)));
+            let projected = ProjectedPrefix::new(layer, geometry.kv_width, gate(init));
+            return Some(AttendSlot::new(projected));
         }
-        let shape = [self.num_virtual_tokens, kv_width];
+        let shape = [self.num_virtual_tokens, geometry.kv_width];
         let keys = init.normal(shape, self.init_std);
         let values = init.normal(shape, self.init_std);
-        Some(AttendSlot::new(PrefixAttention::new(keys, values)))
+        let prefix = PrefixAttention::new(keys, values, gate(init));
+        Some(AttendSlot::new(prefix))
+    }
+
+    /// A gate is a mean over a row.
+    fn needs_own_rows(&self) -> bool {
+        self.gating
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        match self.prefix_projection {
+        let prefixes = match self.prefix_projection {
             true => PrefixEncoder::parameters(self.encoder(geometry)),
             false => geometry.layers * 2 * self.num_virtual_tokens * geometry.kv_width,
-        }
+        };
+        let gate = if self.gating {
+            Gate::parameters(geometry.width)
+        } else {
+            0
+        };
+        prefixes + geometry.layers * gate
     }
 
     fn position_offset(&self) -> usize {
@@ -202,8 +232,8 @@ impl Method for Prefix {
 
     /// The rules are those of the settled model: the prefixes, without the network.
     fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
-        // PEFT has no field for it: what it loads always takes positions.
-        if !self.takes_positions {
+        // PEFT has no fields for it: what it loads always takes positions and has no gates.
+        if !self.takes_positions || self.gating {
             return None;
         }
         let fields = serde_json::json!({
@@ -233,79 +263,42 @@ pub struct PrefixAttention {
     keys: Param<Tensor<2>>,
     /// `[n, kv_width]`
     values: Param<Tensor<2>>,
+    gate: Option<Gate>,
 }
 
 impl PrefixAttention {
     /// A prefix that starts from these keys and values.
-    pub fn new(keys: Tensor<2>, values: Tensor<2>) -> Self {
+    pub fn new(keys: Tensor<2>, values: Tensor<2>, gate: Option<Gate>) -> Self {
         Self {
             keys: Param::from_tensor(keys),
             values: Param::from_tensor(values),
+            gate,
         }
     }
 }
 
 impl Attend for PrefixAttention {
-    fn forward(&self, heads: Heads<'_>, _pass: &Pass<'_>) -> Tensor<3> {
-        heads
-            .with_prefix(self.keys.val(), self.values.val())
-            .attend()
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
+        let prefix = (self.keys.val(), self.values.val());
+        attend(heads, prefix, self.gate.as_ref(), pass)
+    }
+}
+
+/// Attention with these keys and values before the others, gated where there is a gate.
+pub(crate) fn attend(
+    heads: Heads<'_>,
+    (keys, values): (Tensor<2>, Tensor<2>),
+    gate: Option<&Gate>,
+    pass: &Pass<'_>,
+) -> Tensor<3> {
+    match gate {
+        Some(gate) => {
+            let gate = gate.forward(heads.input.clone(), pass);
+            heads.attend_gated_prefix((keys, values), gate)
+        }
+        None => heads.with_prefix(keys, values).attend(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::{Device, Int, TensorData, Tolerance};
-    use peft_core::contract::{ContractHost, perturbed};
-    use peft_core::exchange::{collect, export, import};
-    use peft_core::{Host, adapt, toy::Toy};
-
-    peft_core::contract_tests!(Prefix);
-
-    #[test]
-    fn a_settled_prefix_computes_what_the_network_did_and_has_the_tensors_of_peft() {
-        let mut init = Init::new(1, &Device::flex().autodiff());
-        let method = Prefix {
-            takes_positions: true,
-            ..Prefix::examples().swap_remove(2)
-        };
-        let toy = Toy::build(&mut init);
-        let model = perturbed(adapt(toy, &method, None, &mut init).unwrap(), 0.1);
-        let rules = method.peft(&model.host.geometry()).unwrap().rules;
-        assert!(
-            collect(&model, &rules).is_err(),
-            "the network would be lost"
-        );
-        let settled = model.clone().settled();
-        assert!(settled.shared.is_none());
-        let theirs = export(&collect(&settled, &rules).unwrap(), &rules).unwrap();
-        assert_eq!(theirs["prompt_embeddings"].shape().to_vec(), [2, 2 * 2 * 8]);
-        let logits = |model| {
-            let ids = Tensor::<2, Int>::from_data([[1, 5, 2]], init.device());
-            Toy::logits(model, ids).into_data()
-        };
-        logits(&settled).assert_approx_eq::<f32>(&logits(&model), Tolerance::absolute(1e-6));
-    }
-
-    #[test]
-    fn flat_prefixes_of_adapterhub_are_one_vector() {
-        let toy = Toy::build(&mut Init::new(0, &Device::flex())).geometry();
-        let flat = Prefix::examples().swap_remove(0);
-        let form = flat.adapter_hub(&toy, "x").unwrap();
-        let ours = |rule: &peft_core::Rule| {
-            let values = (0..3 * 8).map(|i| i as f32 + rule.place.len() as f32);
-            let data = TensorData::new(values.collect(), [3, 8]);
-            (rule.place.clone(), data)
-        };
-        let ours = form.rules.iter().map(ours).collect();
-        let theirs = export(&ours, &form.rules).unwrap();
-        let (key, whole) = theirs.first_key_value().unwrap();
-        assert!(
-            key.ends_with("prefix_tuning.prefix_tunings.x.self_prefix.control_trans"),
-            "{key}"
-        );
-        assert_eq!(whole.shape().to_vec(), [3 * 2 * 2 * 8]);
-        assert_eq!(import(theirs, &form.rules, "x").unwrap(), ours);
-    }
-}
+mod tests;

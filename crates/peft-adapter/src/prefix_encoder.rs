@@ -2,9 +2,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{Attend, AttendSlot, Heads, Init, Pass, Rule, kernels};
+use peft_core::{Attend, AttendSlot, Gate, Heads, Init, Pass, Rule, kernels};
 
-use crate::prefix::PrefixAttention;
+use crate::prefix::{PrefixAttention, attend};
 
 /// Sizes of a prefix network.
 #[derive(Clone, Copy, Debug)]
@@ -102,12 +102,17 @@ impl PrefixEncoder {
 pub struct ProjectedPrefix {
     layer: usize,
     kv_width: usize,
+    gate: Option<Gate>,
 }
 
 impl ProjectedPrefix {
     /// The prefix of a layer whose keys have this width.
-    pub fn new(layer: usize, kv_width: usize) -> Self {
-        Self { layer, kv_width }
+    pub fn new(layer: usize, kv_width: usize, gate: Option<Gate>) -> Self {
+        Self {
+            layer,
+            kv_width,
+            gate,
+        }
     }
 
     /// Keys and values, each `[n, kv_width]`.
@@ -124,13 +129,12 @@ impl ProjectedPrefix {
 
 impl Attend for ProjectedPrefix {
     fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
-        let (keys, values) = self.prefix(pass);
-        heads.with_prefix(keys, values).attend()
+        attend(heads, self.prefix(pass), self.gate.as_ref(), pass)
     }
 
     fn settled(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
         let (keys, values) = self.prefix(pass);
-        let prefix = PrefixAttention::new(keys.detach(), values.detach());
+        let prefix = PrefixAttention::new(keys.detach(), values.detach(), self.gate.clone());
         Some(AttendSlot::new(prefix))
     }
 }

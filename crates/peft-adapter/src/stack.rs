@@ -77,8 +77,8 @@ impl Composition for Stack {
         match stack.loses_parts_there() {
             false => Ok(Some(stack)),
             true => {
-                let expected = "a stack without parallel adapters: AdapterHub drops what is below \
-                                them";
+                let expected = "a stack without parallel adapters and LoRA: AdapterHub drops what is \
+                                below them";
                 Err(fields.unsupported("type", &json!("Stack"), expected))
             }
         }
@@ -87,9 +87,11 @@ impl Composition for Stack {
 
 impl Stack {
     /// Whether AdapterHub would compute something else: a parallel adapter there starts from the
-    /// sublayer's input, whatever stands below or above it in a stack.
+    /// sublayer's input, whatever stands below or above it in a stack, and a low-rank update from the
+    /// output of the one below it.
     fn loses_parts_there(&self) -> bool {
-        self.parts.len() > 1 && self.parts.iter().any(|part| part.kind() == "parallel")
+        let differs = |part: &Part| ["parallel", "lora", "unipelt"].contains(&part.kind());
+        self.parts.len() > 1 && self.parts.iter().any(differs)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::projection::short_type_name;
 /// Queries, keys and values of one attention layer, heads side by side in the last axis.
 #[derive(Clone)]
 pub struct Heads<'a> {
+    /// What the layer's projections make them of, `[batch, queries, d]`.
+    pub input: Tensor<3>,
     /// `[batch, queries, heads * d_head]`
     pub q: Tensor<3>,
     /// `[batch, keys, kv_heads * d_head]`
@@ -59,6 +61,39 @@ impl Heads<'_> {
         self
     }
 
+    /// Attention with a prefix, as [`Heads::with_prefix`] puts it there, that every query sees times
+    /// its own gate, keys and values alike.
+    ///
+    /// # Shapes
+    /// - gate: `[batch, queries or 1, 1]`
+    pub fn attend_gated_prefix(
+        mut self,
+        (keys, values): (Tensor<2>, Tensor<2>),
+        gate: Tensor<3>,
+    ) -> Tensor<3> {
+        // Every head gets a second half, in which the text is zero and the prefix all there is. The
+        // gate acts on that half of the queries, and of what they find.
+        let AttentionSpec {
+            heads, kv_heads, ..
+        } = self.spec;
+        self.q = beside(self.q.clone(), self.q * gate.clone(), heads);
+        self.k = beside(self.k.clone(), self.k.zeros_like(), kv_heads);
+        self.v = beside(self.v.clone(), self.v.zeros_like(), kv_heads);
+        let second = |prefix: Tensor<2>| {
+            let prefix = prefix.unsqueeze::<3>();
+            beside(prefix.zeros_like(), prefix, kv_heads).squeeze_dim::<2>(0)
+        };
+        let found = self.with_prefix(second(keys), second(values)).attend();
+        let [batch, queries, both] = found.dims();
+        let by_head = found.reshape([batch, queries, heads, both / heads]);
+        let half = |at: usize| {
+            let width = both / heads / 2;
+            let half = by_head.clone().narrow(3, at * width, width);
+            half.reshape([batch, queries, both / 2])
+        };
+        half(0) + half(1) * gate
+    }
+
     /// The same for every text of a packed row.
     fn with_prefix_of_texts(mut self, keys: Tensor<2>, values: Tensor<2>, texts: &Texts) -> Self {
         let [n, width] = keys.dims();
@@ -78,6 +113,14 @@ impl Heads<'_> {
         self.texts = Some(texts.with_keys_before(n));
         self
     }
+}
+
+/// Two tensors of `[batch, n, heads * width]`, the second's features behind the first's in every head.
+fn beside(first: Tensor<3>, second: Tensor<3>, heads: usize) -> Tensor<3> {
+    let [batch, n, width] = first.dims();
+    let by_head = |t: Tensor<3>| t.reshape([batch, n, heads, width / heads]);
+    let both = Tensor::cat(vec![by_head(first), by_head(second)], 3);
+    both.reshape([batch, n, 2 * width])
 }
 
 /// Replaces the attention core of a layer.
@@ -141,6 +184,56 @@ impl AttendSlot {
         match slot {
             Some(attend) => attend.0.run(heads, pass),
             None => heads.attend(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::Init;
+    use burn::tensor::{Device, Tolerance};
+
+    #[test]
+    fn every_query_sees_a_gated_prefix_as_one_that_was_scaled_for_it() {
+        let mut init = Init::new(3, &Device::flex());
+        let mut random = |shape| init.normal(shape, 1.0);
+        let mask = Tensor::from_data([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]], &Device::flex());
+        let heads = Heads {
+            input: random([2, 3, 1]),
+            q: random([2, 3, 8]),
+            k: random([2, 3, 4]),
+            v: random([2, 3, 4]),
+            key_mask: Some(mask),
+            texts: None,
+            spec: AttentionSpec {
+                heads: 4,
+                kv_heads: 2,
+                scale: 0.7,
+                causal: true,
+                window: None,
+            },
+            keys_and_values: &|x| (x.clone(), x),
+        };
+        let [keys, values] = [(); 2].map(|()| random([1, 2, 4]).squeeze_dim::<2>(0));
+        let by_row = Tensor::<3>::from_data([[[0.2]], [[0.9]]], &Device::flex());
+        let by_query = Tensor::<3>::from_data(
+            [[[0.1], [0.5], [0.9]], [[0.3], [0.8], [0.4]]],
+            &Device::flex(),
+        );
+        for gate in [by_row, by_query] {
+            let prefix = (keys.clone(), values.clone());
+            let found = heads.clone().attend_gated_prefix(prefix, gate.clone());
+            let gates = gate.expand([2, 3, 1]);
+            for (row, query) in (0..6).map(|at| (at / 3, at % 3)) {
+                let at = |t: Tensor<3>| t.narrow(0, row, 1).narrow(1, query, 1);
+                let own = at(gates.clone()).reshape([1, 1]);
+                let (keys, values) = (keys.clone() * own.clone(), values.clone() * own);
+                let expected = at(heads.clone().with_prefix(keys, values).attend()).into_data();
+                let close = Tolerance::absolute(1e-5);
+                let found = at(found.clone()).into_data();
+                found.assert_approx_eq::<f32>(&expected, close);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 
+use crate::compose::Assembler;
 use crate::error::CoreError;
 use crate::host::{Adapted, Host, adapt};
 use crate::init::Init;
@@ -27,12 +28,14 @@ pub trait ContractHost: Host {
     fn logits(adapted: &Adapted<Self>, ids: Tensor<2, Int>) -> Tensor<3>;
 }
 
-/// Where a check runs: a device, and how the frozen weights are stored.
+/// Where a check runs: a device, how the frozen weights are stored, and who knows other methods.
 pub struct Setting<'a> {
     /// The device, without gradient tracking.
     pub device: Device,
     /// Storage of the frozen weights; dense where none is given.
     pub storage: Option<&'a dyn Storage>,
+    /// Makes the methods that examples name by their kinds; examples that name none need it not.
+    pub assembler: Option<&'a dyn Assembler>,
 }
 
 impl Setting<'_> {
@@ -41,7 +44,19 @@ impl Setting<'_> {
         Self {
             device,
             storage: None,
+            assembler: None,
         }
+    }
+
+    /// The examples of a method, assembled where someone can.
+    fn examples<M: MethodConfig>(&self) -> Vec<M> {
+        let examples = M::examples().into_iter();
+        let assembled = examples.map(|example| match self.assembler {
+            Some(assembler) => example.assemble(assembler),
+            None => Ok(example),
+        });
+        let examples = assembled.collect::<Result<_, _>>();
+        examples.unwrap_or_else(|e| panic!("{}: {e}", M::INFO.kind))
     }
 
     fn adapted<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Adapted<H> {
@@ -162,7 +177,7 @@ impl Method for Untouched {
 
 /// The model's output right after the method was put in is what the method declares it to be.
 pub fn identity_at_init<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let base = base_output::<M, H>(setting, &method);
         let start = setting.output(&setting.adapted::<M, H>(&method));
         let distance = relative_distance(&start, &base);
@@ -189,7 +204,7 @@ pub fn identity_at_init<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>)
 
 /// Exactly the declared parameters receive gradients and move; all others stay bit for bit.
 pub fn only_declared_parameters_train<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
         let geometry = model.host.geometry();
         let before = all_floats(&model);
@@ -233,7 +248,7 @@ pub fn only_declared_parameters_train<M: MethodConfig, H: ContractHost>(setting:
 
 /// The number of trained parameters is the method's closed form.
 pub fn count_equals_closed_form<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let model = setting.adapted::<M, H>(&method);
         let geometry = model.host.geometry();
         let counted = state::trainable_parameters(&model);
@@ -249,7 +264,7 @@ pub fn count_equals_closed_form<M: MethodConfig, H: ContractHost>(setting: &Sett
 
 /// Where the method merges, the merged model computes the same; where it does not, it says so.
 pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
         let output = setting.output(&model);
         let merged = model.valid().merge();
@@ -268,7 +283,7 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
 pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
     setting: &Setting<'_>,
 ) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
         let geometry = model.host.geometry();
         let bare = model.without_layers(&(0..geometry.layers).collect());
@@ -302,7 +317,7 @@ pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
 
 /// The trained parameters alone, put into a fresh model, give the same output bit for bit.
 pub fn saved_alone_and_restored<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("adapter.safetensors");
@@ -316,7 +331,7 @@ pub fn saved_alone_and_restored<M: MethodConfig, H: ContractHost>(setting: &Sett
 
 /// Thirty steps of AdamW on one batch lower the loss.
 pub fn loss_falls<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
-    for method in M::examples() {
+    for method in setting.examples::<M>() {
         let mut model = setting.adapted::<M, H>(&method);
         let mut optimizer = AdamWConfig::new().init();
         let first: f32 = setting.loss(&model).into_scalar();

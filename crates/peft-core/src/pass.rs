@@ -22,6 +22,8 @@ pub struct Text {
     pub seen: usize,
     /// The number of the task that every row belongs to, `[batch]`; none where all are of task 0.
     pub tasks: Option<Tensor<1, Int>>,
+    /// Whether a token must not depend on later ones, as in a model that generates text.
+    pub causal: bool,
 }
 
 impl Text {
@@ -97,6 +99,47 @@ impl<'a> Pass<'a> {
     pub fn keep(&self, owner: ParamId, place: usize, value: Tensor<3>) {
         if let Some(memory) = &self.memory {
             memory.keep((owner, place), value);
+        }
+    }
+
+    /// The mean of the values over the real tokens of every row: one for all of its tokens,
+    /// `[batch, 1, n]`. Where a token must not depend on later ones, each has the mean over those up
+    /// to itself, `[batch, sequence, n]`; what that takes of earlier passes over the same texts is
+    /// kept under `owner` and `place`, as in [`Pass::keep`].
+    ///
+    /// # Panics
+    /// If tokens are cached and the pass has no memory of them.
+    pub fn text_mean(&self, values: Tensor<3>, owner: ParamId, place: usize) -> Tensor<3> {
+        let [batch, seq, n] = values.dims();
+        let text = self.text();
+        let mask = text.real_tokens([batch, seq], &values.device());
+        // The last column counts the tokens.
+        let marked = Tensor::cat(vec![values * mask.clone(), mask], 2);
+        let sums = match text.causal {
+            false => marked.sum_dim(1),
+            true => {
+                let sums = marked.cumsum(1);
+                let sums = match self.recall(owner, place) {
+                    Some(before) => sums + before,
+                    None => {
+                        assert!(text.seen == 0, "a pass over cached tokens without a memory");
+                        sums
+                    }
+                };
+                self.keep(owner, place, sums.clone().narrow(1, seq - 1, 1));
+                sums
+            }
+        };
+        let counts = sums.clone().narrow(2, n, 1).clamp_min(1.0);
+        sums.narrow(2, 0, n) / counts
+    }
+
+    /// The pass for states that are no tokens of its texts, which stand for a text of their own.
+    pub fn aside(&self) -> Pass<'_> {
+        Pass {
+            position_offset: self.position_offset,
+            shared: self.shared,
+            ..Pass::default()
         }
     }
 

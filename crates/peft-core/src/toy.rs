@@ -10,7 +10,7 @@ use crate::geometry::{BaseParam, Geometry, Part, Table, TapSite};
 use crate::host::{Adapted, Host, Surgeon};
 use crate::init::Init;
 use crate::lookup::LookupSlot;
-use crate::pass::Pass;
+use crate::pass::{Pass, Text};
 use crate::projection::{Dense, Proj};
 use crate::site::{Role, Site};
 use crate::tap::{Sublayer, TapSlot};
@@ -159,11 +159,13 @@ impl ToyLayer {
         let heads = Heads {
             q: self.query.forward(h.clone(), pass),
             k: self.key.forward(h.clone(), pass),
-            v: self.value.forward(h, pass),
+            v: self.value.forward(h.clone(), pass),
+            input: h,
             key_mask: None,
             texts: None,
             spec,
             keys_and_values: &|x| {
+                let pass = &pass.aside();
                 (
                     self.key.forward(x.clone(), pass),
                     self.value.forward(x, pass),
@@ -271,6 +273,10 @@ impl ContractHost for Toy {
 
     fn logits(adapted: &Adapted<Self>, ids: Tensor<2, Int>) -> Tensor<3> {
         let pass = adapted.pass();
+        pass.see(Text {
+            causal: true,
+            ..Text::default()
+        });
         let toy = &adapted.host;
         let [batch, seq] = ids.dims();
         let rows = ids.clone().reshape([batch * seq]);

@@ -3,10 +3,13 @@
 //! Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685;
 //! the scaling of `rslora`: Kalajdzievski 2023, arXiv 2312.03732.
 //! Seam: linear layers, and the token embedding where it is among the targets.
-//! `y = x W + b + scaling * dropout(x) A B` with `scaling = alpha / rank`.
+//! `y = x W + b + scaling * dropout(x) A B` with `scaling = alpha / rank`; with `gating` (Mao et al.
+//! 2022, arXiv 2110.07577) a trained gate takes the place of the scaling.
 //! Starts as HF PEFT does: `A` Kaiming-uniform, `B` zero.
 
 mod embedding;
+mod gated;
+mod hub;
 mod linear;
 pub(crate) mod peft;
 pub mod split;
@@ -16,12 +19,13 @@ use std::collections::BTreeMap;
 use peft_core::exchange::path_ends_with;
 use peft_core::geometry::is_part_of;
 use peft_core::{
-    BaseParam, CoreError, Fields, Foreign, Geometry, Init, LookupSlot, Method, MethodConfig,
+    BaseParam, CoreError, Fields, Foreign, Gate, Geometry, Init, LookupSlot, Method, MethodConfig,
     MethodInfo, Proj, Role, Site, Start, Table, Targets, check,
 };
 use serde::{Deserialize, Serialize};
 
 pub use embedding::LoraEmbedding;
+pub use gated::GatedLora;
 pub use linear::{Factors, LoraLinear};
 
 /// Configuration of LoRA, `kind = "lora"`.
@@ -55,6 +59,10 @@ pub struct Lora {
     /// Modules of the base that are trained whole, by a part of their path.
     #[serde(skip_serializing_if = "is_default")]
     pub modules_to_save: Vec<String>,
+    /// A trained gate on every update, one number for every text (see [`Gate`]), in place of the
+    /// scaling: `alpha` plays no part then, and nothing merges.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gating: bool,
 }
 
 /// Which biases of the base are trained beside the updates.
@@ -87,6 +95,7 @@ impl Default for Lora {
             bias: Bias::None,
             lora_bias: false,
             modules_to_save: Vec::new(),
+            gating: false,
         }
     }
 }
@@ -113,6 +122,24 @@ impl Lora {
     fn embeds(&self, table: &Table) -> bool {
         let names = self.targets.names().iter();
         names.into_iter().any(|name| names_table(name, table))
+    }
+
+    /// Refuses what has no meaning beside a gate.
+    fn check_gating(&self, geometry: &Geometry) -> Result<(), CoreError> {
+        let given = [
+            ("rslora", self.rslora),
+            ("alpha_pattern", !self.alpha_pattern.is_empty()),
+            ("lora_bias", self.lora_bias),
+        ];
+        let expected = "left out where `gating` is on";
+        if let Some((key, _)) = given.into_iter().find(|(_, given)| *given) {
+            return Err(CoreError::bad_value(key, "given", expected));
+        }
+        if self.embeds(&geometry.table) {
+            let expected = "linear layers alone where `gating` is on";
+            return Err(CoreError::bad_value("targets", "the embedding", expected));
+        }
+        Ok(())
     }
 
     fn check_patterns(&self, geometry: &Geometry) -> Result<(), CoreError> {
@@ -182,6 +209,13 @@ impl MethodConfig for Lora {
     fn from_peft(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Self>, CoreError> {
         peft::read(fields, geometry)
     }
+
+    fn from_adapter_hub(
+        fields: &mut Fields,
+        geometry: &Geometry,
+    ) -> Result<Option<Self>, CoreError> {
+        hub::read(fields, geometry)
+    }
 }
 
 impl Method for Lora {
@@ -199,6 +233,9 @@ impl Method for Lora {
                 return Err(CoreError::bad_value("modules_to_save", name, expected));
             }
         }
+        if self.gating {
+            self.check_gating(geometry)?;
+        }
         self.check_patterns(geometry)
     }
 
@@ -206,7 +243,15 @@ impl Method for Lora {
         if !self.targets.contains(site) {
             return base;
         }
-        Proj::new(LoraLinear::new(self, site, base, init))
+        match self.gating {
+            true => Proj::new(GatedLora::new(self, site, base, init)),
+            false => Proj::new(LoraLinear::new(self, site, base, init)),
+        }
+    }
+
+    /// A gate is a mean over a row.
+    fn needs_own_rows(&self) -> bool {
+        self.gating
     }
 
     fn lookup(&self, table: &Table, init: &mut Init) -> Option<LookupSlot> {
@@ -235,7 +280,11 @@ impl Method for Lora {
     fn parameters(&self, geometry: &Geometry) -> usize {
         let own = self.selected(geometry).map(|site| {
             let bias = if self.lora_bias { site.d_out } else { 0 };
-            self.rank_at(&site.path) * (site.d_in + site.d_out) + bias
+            let gate = match self.gating {
+                true => Gate::parameters(site.d_in),
+                false => 0,
+            };
+            self.rank_at(&site.path) * (site.d_in + site.d_out) + bias + gate
         });
         let table = &geometry.table;
         let embedding = match self.embeds(table) {
@@ -249,81 +298,15 @@ impl Method for Lora {
         Some(self.rank as u64)
     }
 
+    /// PEFT has no gates.
     fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
-        Some(peft::write(self, geometry))
+        (!self.gating).then(|| peft::write(self, geometry))
+    }
+
+    fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
+        hub::write(self, geometry, name)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::Device;
-
-    peft_core::contract_tests!(Lora);
-
-    fn geometry() -> Geometry {
-        let toy: peft_core::toy::Toy =
-            peft_core::contract::ContractHost::build(&mut Init::new(0, &Device::flex()));
-        peft_core::Host::geometry(&toy)
-    }
-
-    #[test]
-    fn a_rank_of_zero_is_refused_by_name() {
-        let lora = Lora {
-            rank: 0,
-            ..Lora::default()
-        };
-        let error = lora.check(&geometry()).unwrap_err();
-        assert!(error.to_string().contains("`rank` is 0"), "{error}");
-    }
-
-    #[test]
-    fn patterns_set_the_rank_and_alpha_of_the_layers_they_name() {
-        let lora: Lora = serde_json::from_value(serde_json::json!({
-            "rank": 4, "alpha": 8, "targets": ["query", "value"],
-            "rank_pattern": {"query": 2, "layers.1.attn.query": 6},
-            "alpha_pattern": {"value": 1}
-        }))
-        .unwrap();
-        lora.check(&geometry()).unwrap();
-        assert_eq!(lora.rank_at("layers.0.attn.query"), 2);
-        assert_eq!(lora.rank_at("layers.1.attn.query"), 6);
-        assert_eq!(lora.scaling_at("layers.1.attn.value"), 0.25);
-        assert_eq!(lora.scaling_at("layers.0.attn.query"), 4.0);
-    }
-
-    #[test]
-    fn a_pattern_that_matches_no_target_is_refused() {
-        let lora = Lora {
-            rank_pattern: BTreeMap::from([("mlp.up".into(), 2)]),
-            ..Lora::default()
-        };
-        let error = lora.check(&geometry()).unwrap_err().to_string();
-        assert!(
-            error.contains("`rank_pattern / alpha_pattern` is mlp.up"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn modules_to_save_are_trained_whole_and_counted() {
-        let lora = Lora {
-            rank: 1,
-            modules_to_save: vec!["norm_2".into()],
-            ..Lora::default()
-        };
-        let (geometry, plain) = (
-            geometry(),
-            Lora {
-                rank: 1,
-                ..Lora::default()
-            },
-        );
-        assert_eq!(
-            lora.parameters(&geometry),
-            plain.parameters(&geometry) + 2 * 2 * 8
-        );
-        assert!(is_part_of("norm_2", "layers.0.norm_2.weight"));
-        assert!(!is_part_of("norm", "layers.0.norm_2.weight"));
-    }
-}
+mod tests;

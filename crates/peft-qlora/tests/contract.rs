@@ -20,8 +20,8 @@ fn on_each_setting(check: impl Fn(&Setting<'_>)) {
     for storage in storages {
         for device in [Device::flex(), Device::ndarray()] {
             check(&Setting {
-                device,
                 storage: Some(storage),
+                ..Setting::dense(device)
             });
         }
     }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Base, Fitted, Opened, files, fresh, hub};
 use crate::heads::Heads;
-use crate::registry::Registry;
+use crate::registry::{Registry, part};
 
 const SETUP: &str = "adapter_setup.json";
 const FUSION_CONFIG: &str = "adapter_fusion_config.json";
@@ -155,9 +155,7 @@ pub(super) fn fit(
         };
         let fields = Fields::new(file, config);
         let (kind, config, _) = registry.from_adapter_hub(fields, &geometry, hub::HARMLESS)?;
-        let mut part = config.as_object().cloned().unwrap_or_default();
-        part.insert("kind".into(), kind.into());
-        parts.push(Value::Object(part));
+        parts.push(part(kind, &config));
     }
     let mut fields = Map::from_iter([
         ("type".to_string(), json!(kind)),

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use models::{BertConfig, Family, Gpt2Config, LlamaConfig, Model};
 use peft_core::contract::{self, ContractHost, Setting};
+use peft_core::toy::Toy;
 use peft_core::{Adapted, Host, Init, Surgeon};
 
 #[test]
@@ -125,6 +126,14 @@ host!(MistralHost, |init| {
     llama(window, init)
 });
 
+/// Dense weights, and a registry for methods that name others.
+fn dense(registry: &Registry) -> Setting<'_> {
+    Setting {
+        assembler: Some(registry),
+        ..Setting::dense(Device::flex())
+    }
+}
+
 fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
     contract::identity_at_init::<M, H>(setting);
     contract::merge_preserves_the_output::<M, H>(setting);
@@ -135,7 +144,8 @@ fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
 macro_rules! gpt2_contract {
     ($($method:ty),* $(,)?) => {
         $(
-            let setting = Setting::dense(Device::flex());
+            let registry = Registry::builtin();
+            let setting = dense(&registry);
             contract_on::<$method, GptHost>(&setting);
             contract::count_equals_closed_form::<$method, GptHost>(&setting);
             contract::only_declared_parameters_train::<$method, GptHost>(&setting);
@@ -192,7 +202,7 @@ fn texts_generated_token_by_token_are_those_of_whole_passes() {
 
 macro_rules! bert_contract {
     ($($method:ty),* $(,)?) => {
-        $(contract_on::<$method, BertHost>(&Setting::dense(Device::flex()));)*
+        $(contract_on::<$method, BertHost>(&dense(&Registry::builtin()));)*
     };
 }
 
@@ -204,7 +214,8 @@ fn every_method_keeps_the_contract_on_bert() {
 macro_rules! llama_contract {
     ($($method:ty),* $(,)?) => {
         $(
-            let setting = Setting::dense(Device::flex());
+            let registry = Registry::builtin();
+            let setting = dense(&registry);
             contract_on::<$method, LlamaHost>(&setting);
             contract::count_equals_closed_form::<$method, LlamaHost>(&setting);
             contract::only_declared_parameters_train::<$method, LlamaHost>(&setting);
@@ -218,10 +229,19 @@ fn every_method_keeps_the_contract_on_llama() {
     with_methods!(llama_contract);
 }
 
+#[test]
+fn a_method_that_names_another_leaves_nothing_in_the_layers_it_is_taken_out_of() {
+    let registry = Registry::builtin();
+    // Without positions, which a prefix may move.
+    let setting = dense(&registry);
+    contract::left_out_of_a_layer_it_leaves_nothing::<peft_adapter::UniPelt, Toy>(&setting);
+}
+
 macro_rules! mistral_contract {
     ($($method:ty),* $(,)?) => {
         $(
-            let setting = Setting::dense(Device::flex());
+            let registry = Registry::builtin();
+            let setting = dense(&registry);
             contract_on::<$method, MistralHost>(&setting);
             contract::loss_falls::<$method, MistralHost>(&setting);
         )*
@@ -230,11 +250,12 @@ macro_rules! mistral_contract {
 
 #[test]
 fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window() {
-    use peft_adapter::{AdaptionPrompt, LoReft, Mam, PTuning, Prefix, PromptTuning};
+    use peft_adapter::{AdaptionPrompt, LoReft, Mam, PTuning, Prefix, PromptTuning, UniPelt};
     mistral_contract!(
         AdaptionPrompt,
         Prefix,
         Mam,
+        UniPelt,
         PromptTuning,
         PTuning,
         LoReft,
@@ -276,10 +297,10 @@ fn contract_over<M: MethodConfig>(setting: &Setting<'_>) {
 fn adapters_keep_the_contract_over_packed_weights() {
     macro_rules! over {
         ($storage:expr; $($method:ty),* $(,)?) => {
-            let storage = $storage;
+            let (storage, registry) = ($storage, Registry::builtin());
             let setting = Setting {
-                device: Device::flex(),
                 storage: Some(&storage),
+                ..dense(&registry)
             };
             $(
                 if Entry::of::<$method>().storages() == "any" {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{Houlsby, Pfeiffer};
+use peft_core::Pass;
 
 fn houlsby(json: serde_json::Value) -> Houlsby {
     serde_json::from_value(json).unwrap()
@@ -56,13 +57,13 @@ fn a_skip_factor_scales_what_the_bottleneck_is_added_to() {
     };
     let x = init.normal([2, 3, 4], 1.0);
     // With a zero up projection only the skip path is left.
-    let halved = slot(Scaling::Fixed(0.5), &mut init).add_to(x.clone(), x.clone());
+    let halved = slot(Scaling::Fixed(0.5), &mut init).add_to(x.clone(), x.clone(), &Pass::new());
     let expected: Tensor<3> = x.clone().mul_scalar(0.5);
     let close = Tolerance::absolute(1e-6);
     halved
         .into_data()
         .assert_approx_eq::<f32>(&expected.into_data(), close);
-    let learned = slot(Scaling::learned(), &mut init).add_to(x.clone(), x.clone());
+    let learned = slot(Scaling::learned(), &mut init).add_to(x.clone(), x.clone(), &Pass::new());
     learned
         .into_data()
         .assert_approx_eq::<f32>(&x.into_data(), close);
@@ -83,9 +84,14 @@ fn stochastic_depth_leaves_whole_rows_out_while_training_and_keeps_the_mean() {
     )
     .with_stochastic_depth(0.25);
     let x = init.normal([1, 2, 4], 1.0).expand([400, 2, 4]);
+    let pass = Pass::new();
     let values = |y: Tensor<3>| -> Vec<f32> { y.into_data().try_to_vec().unwrap() };
-    let full = values(bottleneck.valid().forward(x.clone().without_autodiff()));
-    let trained = values(bottleneck.forward(x));
+    let full = values(
+        bottleneck
+            .valid()
+            .forward(x.clone().without_autodiff(), &pass),
+    );
+    let trained = values(bottleneck.forward(x, &pass));
     let mut kept = 0;
     for (ours, full) in trained.chunks(8).zip(full.chunks(8)) {
         let factor = if ours.iter().all(|v| *v == 0.0) {

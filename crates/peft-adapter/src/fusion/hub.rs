@@ -15,6 +15,13 @@ fn reads_sum(parts: &[Part]) -> Option<bool> {
         _ => None,
     });
     let first = kinds.next().flatten()?;
+    // It fuses what comes before the gates.
+    if parts
+        .iter()
+        .any(|part| part.config().get("gating") == Some(&true.into()))
+    {
+        return None;
+    }
     kinds.all(|kind| kind == Some(first)).then_some(first)
 }
 
@@ -26,7 +33,8 @@ pub(super) fn read(fields: &mut Fields) -> Result<Option<Fusion>, CoreError> {
     let parts: Vec<Part> = fields.require("parts")?;
     let Some(reads_sum) = reads_sum(&parts) else {
         let kinds: Vec<_> = parts.iter().map(Part::kind).collect();
-        let expected = "adapters that all read the same: all `seq_bn`, or all `double_seq_bn`";
+        let expected = "adapters that all read the same, without gates: all `seq_bn`, or all \
+                        `double_seq_bn`";
         return Err(fields.unsupported("adapters", &json!(kinds), expected));
     };
     fields.allow("residual_before", &[false.into()])?;

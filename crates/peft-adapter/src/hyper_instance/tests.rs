@@ -13,13 +13,20 @@ const SHAPE: HyperShape = HyperShape {
 };
 
 /// A network whose every weight differs from zero.
-fn network(causal: bool) -> TextHyperNet {
+fn network() -> TextHyperNet {
     let mut init = Init::new(3, &Device::flex());
     TextHyperNet {
         pool: Param::from_tensor(init.normal([6, 4], 1.0)),
         pool_bias: Param::from_tensor(init.normal([4], 1.0)),
         net: HyperNet::new(SHAPE, (0.5, 0.5), &mut init),
+    }
+}
+
+/// Texts of a model that generates, or else of an encoder.
+fn texts(causal: bool) -> Text {
+    Text {
         causal,
+        ..Text::default()
     }
 }
 
@@ -51,7 +58,7 @@ fn assert_close(a: Tensor<3>, b: Tensor<3>) {
 
 #[test]
 fn the_factored_product_is_the_product_with_the_whole_weights() {
-    let network = network(false);
+    let network = network();
     let x = states(5).narrow(0, 0, 1);
     let pass = Pass::new();
     let place = Place::new(1, Role::AfterAttention).unwrap();
@@ -70,7 +77,7 @@ fn the_factored_product_is_the_product_with_the_whole_weights() {
 #[test]
 fn padding_is_no_part_of_the_mean() {
     for causal in [false, true] {
-        let network = network(causal);
+        let network = network();
         let x = states(6);
         let mask = Tensor::<2>::from_floats(
             [
@@ -81,23 +88,23 @@ fn padding_is_no_part_of_the_mean() {
         );
         let text = Text {
             mask: Some(mask),
-            ..Text::default()
+            ..texts(causal)
         };
         let padded = run(&network, x.clone(), text, None).narrow(1, 2, 4);
-        let bare = run(&network, x.narrow(1, 2, 4), Text::default(), None);
+        let bare = run(&network, x.narrow(1, 2, 4), texts(causal), None);
         assert_close(padded, bare);
     }
 }
 
 #[test]
 fn a_token_of_a_language_model_depends_on_no_later_one_and_texts_differ() {
-    let causal = network(true);
+    let network = network();
     let x = states(5);
-    let whole = run(&causal, x.clone(), Text::default(), None);
-    let first = run(&causal, x.clone().narrow(1, 0, 3), Text::default(), None);
+    let whole = run(&network, x.clone(), texts(true), None);
+    let first = run(&network, x.clone().narrow(1, 0, 3), texts(true), None);
     assert_close(whole.clone().narrow(1, 0, 3), first.clone());
     // In an encoder it does, and the last token of both has seen the same.
-    let encoder = run(&network(false), x, Text::default(), None);
+    let encoder = run(&network, x, texts(false), None);
     let distance = |a: Tensor<3>, b: Tensor<3>| (a - b).abs().max().into_scalar::<f32>();
     assert!(distance(encoder.clone().narrow(1, 0, 3), first) > 1e-2);
     assert_close(encoder.narrow(1, 4, 1), whole.narrow(1, 4, 1));
@@ -105,14 +112,14 @@ fn a_token_of_a_language_model_depends_on_no_later_one_and_texts_differ() {
 
 #[test]
 fn token_by_token_with_a_memory_gives_what_one_pass_gives() {
-    let network = network(true);
+    let network = network();
     let x = states(5);
-    let whole = run(&network, x.clone(), Text::default(), None);
+    let whole = run(&network, x.clone(), texts(true), None);
     let memory = Memory::new();
     for (start, count) in [(0, 3), (3, 1), (4, 1)] {
         let text = Text {
             seen: start,
-            ..Text::default()
+            ..texts(true)
         };
         let part = x.clone().narrow(1, start, count);
         let part = run(&network, part, text, Some(memory.clone()));

@@ -96,7 +96,7 @@ mod tests {
             pass.see(Text {
                 mask,
                 seen,
-                tasks: None,
+                ..Text::default()
             });
             let weight = Weight::Tokens { from: 1, to: 3 };
             let ones = Tensor::ones([2, 3, 1], &device);

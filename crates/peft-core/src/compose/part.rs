@@ -160,6 +160,11 @@ impl Part {
         &self.kind
     }
 
+    /// Its method's configuration.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
     /// The folder its values come from, where it was trained before.
     pub fn adapter(&self) -> Option<&str> {
         self.adapter.as_deref()

@@ -192,7 +192,10 @@ impl Projection for Within {
         self.part.bias()
     }
     fn merge(&self, pass: &Pass<'_>) -> Option<Dense> {
-        self.part.merge(&pass.part(self.index))
+        let pass = pass.part(self.index);
+        // On a layer without a plain form it has none either.
+        self.part.base()?.merge(&pass)?;
+        self.part.merge(&pass)
     }
     fn dims(&self) -> (usize, usize) {
         self.part.dims()

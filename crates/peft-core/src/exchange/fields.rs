@@ -21,6 +21,13 @@ impl Fields {
         Self { file, values }
     }
 
+    /// The fields with one more, in place of any of its name.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        self.values.insert(key.into(), value);
+        self
+    }
+
     /// The file's name.
     pub fn file(&self) -> &str {
         &self.file

@@ -49,6 +49,7 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
         lora_bias: fields.take("lora_bias")?.unwrap_or(false),
         modules_to_save: fields.modules_to_save(geometry)?,
         targets,
+        gating: false,
     })
 }
 
