@@ -243,7 +243,13 @@ mod tests {
         let batch = collate(&[&long, &short], &model, &device).batch;
         let prompts: Vec<f32> = batch.prompt.unwrap().into_data().try_to_vec().unwrap();
         assert_eq!(prompts, [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
-        let class = example(vec![1, 2], Target::Class(1));
+        let class = example(
+            vec![1, 2],
+            Target::Class {
+                output: 1,
+                of: 0..2,
+            },
+        );
         assert!(collate(&[&class], &model, &device).batch.prompt.is_none());
     }
 

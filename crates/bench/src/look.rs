@@ -91,7 +91,7 @@ impl Batches<Model> for Given {
             None => Tensor::ones(shape, &device),
         };
         let learned = match targets {
-            Targets::Classes(_) => real.clone(),
+            Targets::Classes { .. } => real.clone(),
             Targets::Tokens { places, .. } => Tensor::from_data(learned(places, shape), &device),
         };
         Tokens { real, learned }

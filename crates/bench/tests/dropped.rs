@@ -67,7 +67,7 @@ fn used(folder: &Path, drop_layers: Option<usize>) -> anyhow::Result<Adapted<Mod
     };
     let (registry, device) = (Registry::builtin(), Device::flex());
     let adapters = Adapters::load(&gpt2(), &StorageSpec::F32, &[arg], &registry, &device)?;
-    Ok(adapters.into_last())
+    Ok(adapters.into_only().unwrap())
 }
 
 #[test]

@@ -357,7 +357,8 @@ fn a_look_at_the_data_finds_the_start_that_peft_finds() {
                 config: looked.config,
                 storage,
                 seed: Some(0),
-                labels: Vec::new(),
+                heads: bench::heads::Heads::default(),
+                dropped_layers: 0,
             },
         };
         let (folder, config) = (out.path().join(case.name()), case.base.join("config.json"));

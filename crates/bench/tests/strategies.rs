@@ -227,7 +227,7 @@ fn an_adapter_trained_for_fewer_layers_is_saved_with_that_and_scored_so_again() 
             ..out.to_str().unwrap().parse().unwrap()
         };
         let adapters = Adapters::load(model, &StorageSpec::F32, &[arg], &registry, &device);
-        let model = adapters.unwrap().into_last();
+        let model = adapters.unwrap().into_only().unwrap();
         evaluator.quick(&model, &data.splits.test).unwrap().values["loss"]
     };
     let recorded = record.scores["test"]["loss"];

@@ -94,6 +94,7 @@ impl Embedded {
             rows: self.rows.repeat_dim(0, copies),
             positions: self.positions.repeat_dim(0, copies),
             mask: self.mask.map(|mask| mask.repeat_dim(0, copies)),
+            prompt: self.prompt.map(|prompt| prompt.repeat_dim(0, copies)),
         }
     }
 }

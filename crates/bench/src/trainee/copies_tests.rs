@@ -276,7 +276,7 @@ fn the_loss_of_the_answer_is_that_of_the_mean_of_the_logits() {
         let flat = log_softmax(logits.reshape([rows * seq, width]), 1);
         let (flat, wanted) = match &batch.targets {
             Targets::Tokens { places, next, .. } => (flat.select(0, places.clone()), next.clone()),
-            Targets::Classes(classes) => (flat, classes.clone()),
+            Targets::Classes { outputs, .. } => (flat, outputs.clone()),
         };
         let expected = flat.gather(1, wanted.unsqueeze_dim(1)).mean().neg();
         let expected = expected.into_scalar::<f32>();

@@ -86,6 +86,7 @@ impl Attend for AttendsApart {
                 (own.of(&k), own.of(&v))
             };
             let own = Heads {
+                input: rows.of(&heads.input),
                 q: rows.of(&heads.q),
                 k: rows.of(&heads.k),
                 v: rows.of(&heads.v),
