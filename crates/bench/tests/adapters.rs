@@ -281,7 +281,10 @@ fn a_method_that_divides_the_weight_divides_it_before_the_base_is_packed() {
     let adapters = load(&nf4, &args).unwrap();
     for arg in &args {
         let found = logits(adapters.get(&arg.name).unwrap());
-        let alone = load(&nf4, std::slice::from_ref(arg)).unwrap().into_only().unwrap();
+        let alone = load(&nf4, std::slice::from_ref(arg))
+            .unwrap()
+            .into_only()
+            .unwrap();
         assert_eq!(found, logits(&alone), "{}", arg.name);
         // As training does, where the adapter says itself how its base is stored.
         let file = arg.folder.join("adapter.json");
@@ -293,7 +296,10 @@ fn a_method_that_divides_the_weight_divides_it_before_the_base_is_packed() {
         }
         let expected = logits(&afresh(folder.path(), &arg.folder));
         assert_eq!(found, expected, "{}", arg.name);
-        let both = load(&nf4, std::slice::from_ref(arg)).unwrap().into_only().unwrap();
+        let both = load(&nf4, std::slice::from_ref(arg))
+            .unwrap()
+            .into_only()
+            .unwrap();
         assert_eq!(logits(&both), expected, "{}", arg.name);
 
         let int8 = StorageSpec::Int8(peft_qlora::Int8 {});

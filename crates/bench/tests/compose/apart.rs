@@ -18,6 +18,7 @@ fn classifiers_are_composed_with_the_head_that_all_of_them_have() {
     let (_, dir_b) = trained(folder.path(), "b", bert(), method);
     let composed = |dirs: [&PathBuf; 2]| {
         let arg = |(name, dir): (&str, &PathBuf)| AdapterArg {
+            drop_layers: None,
             name: name.into(),
             folder: dir.clone(),
             weight: None,
