@@ -97,7 +97,7 @@ pub struct Entry {
     pub info: MethodInfo,
     parse: fn(Value, &dyn Assembler) -> Result<Parsed, String>,
     example: fn() -> Value,
-    storages: fn() -> String,
+    storages: fn(&dyn Assembler) -> String,
     in_full: fn(Value) -> Option<Value>,
     from_peft: Reader,
     from_adapter_hub: Reader,
@@ -152,8 +152,9 @@ fn first_example<M: MethodConfig>() -> M {
 }
 
 /// The storages of the frozen weights that a method runs over, as it behaves.
-fn storages<M: MethodConfig>() -> String {
-    let method = first_example::<M>();
+fn storages<M: MethodConfig>(assembler: &dyn Assembler) -> String {
+    let method = first_example::<M>().assemble(assembler);
+    let method = method.expect("an example is made of known kinds");
     if let Some(preset) = method.storage() {
         return format!("its own: {}", preset.name());
     }
@@ -199,8 +200,8 @@ impl Entry {
     }
 
     /// The storages of the frozen weights it runs over: `any`, `f32`, or the one it brings.
-    pub fn storages(&self) -> String {
-        (self.storages)()
+    pub fn storages(&self, registry: &Registry) -> String {
+        (self.storages)(registry)
     }
 }
 
@@ -297,7 +298,7 @@ impl Registry {
              |---|---|---|---|---|---|---|\n",
         );
         for entry in &self.0 {
-            let (info, storages) = (&entry.info, entry.storages());
+            let (info, storages) = (&entry.info, entry.storages(self));
             let merges = if info.mergeable { "yes" } else { "no" };
             table += &format!(
                 "| `{}` | {} | {} | {} | {} | {merges} | {storages} |\n",

@@ -266,7 +266,7 @@ fn methods_that_change_what_queries_see_keep_the_contract_under_a_sliding_window
 #[test]
 fn the_table_says_over_which_storage_a_method_runs() {
     let registry = Registry::builtin();
-    let storages = |kind| registry.entry(kind).unwrap().storages();
+    let storages = |kind| registry.entry(kind).unwrap().storages(&registry);
     for (kind, expected) in [
         ("lora", "any"),
         ("average", "any"),
@@ -303,7 +303,7 @@ fn adapters_keep_the_contract_over_packed_weights() {
                 ..dense(&registry)
             };
             $(
-                if Entry::of::<$method>().storages() == "any" {
+                if Entry::of::<$method>().storages(&Registry::builtin()) == "any" {
                     contract_over::<$method>(&setting);
                 }
             )*

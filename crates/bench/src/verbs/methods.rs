@@ -49,7 +49,7 @@ impl Methods {
             info.paper,
             info.seam,
             info.formula,
-            entry.storages(),
+            entry.storages(registry),
             info.kind,
             toml::to_string(&given(entry.example()))?
         ))
