@@ -174,6 +174,7 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
 ///
 /// Exit codes: 0 all is well, 1 an error, 2 a bad command line, 3 a sweep with failed trials.
 pub fn run(registry: &Registry) -> ExitCode {
+    crate::memory::keep_buffers();
     let verb = Cli::parse().verb;
     let result = match verb {
         Verb::Sweep(args) => return code(args.run(registry)),

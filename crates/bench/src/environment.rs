@@ -1,14 +1,19 @@
 //! Where a trial was run, for its record.
 
+use std::fs::File;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use report::record::Environment;
+use sha2::{Digest, Sha256};
+
+use crate::source::hex;
 
 /// Describes this process, its machine and the device it was asked to use.
 pub fn describe(device: &str) -> Environment {
     Environment {
         version: env!("CARGO_PKG_VERSION").into(),
         commit: env!("PEFT_COMMIT").into(),
+        program: program(),
         burn: "0.22.1".into(),
         rustc: env!("PEFT_RUSTC").into(),
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -17,6 +22,17 @@ pub fn describe(device: &str) -> Environment {
         threads: rayon::current_num_threads(),
         started: now(),
     }
+}
+
+/// Start of the SHA-256 of this program's file, in hex: another build is another program, whatever
+/// commit it says. Empty where the file cannot be read.
+pub fn program() -> String {
+    let hash = std::env::current_exe().and_then(|path| {
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut File::open(path)?, &mut hasher)?;
+        Ok(hex(&hasher.finalize()))
+    });
+    hash.map_or_else(|_| String::new(), |hash| hash[..12].into())
 }
 
 fn cpu() -> String {

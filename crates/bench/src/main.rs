@@ -5,6 +5,5 @@ use std::process::ExitCode;
 use bench::registry::Registry;
 
 fn main() -> ExitCode {
-    bench::memory::keep_buffers();
     bench::cli::run(&Registry::builtin())
 }

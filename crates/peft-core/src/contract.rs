@@ -258,7 +258,10 @@ pub fn count_equals_closed_form<M: MethodConfig, H: ContractHost>(setting: &Sett
             Some(looked) => looked.method.parameters(&geometry),
             None => method.parameters(&geometry),
         };
-        assert_eq!(counted, closed_form, "{method:?}");
+        assert_eq!(
+            counted, closed_form,
+            "{method:?}: {counted} values are trained, `parameters` says {closed_form}"
+        );
     }
 }
 
@@ -268,7 +271,14 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
         let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
         let output = setting.output(&model);
         let merged = model.valid().merge();
-        assert_eq!(merged.is_some(), M::INFO.mergeable, "{method:?} merges");
+        assert!(
+            merged.is_some() || !M::INFO.mergeable,
+            "{method:?} has no `merge`, though `INFO.mergeable` is true"
+        );
+        assert!(
+            merged.is_none() || M::INFO.mergeable,
+            "{method:?} merges, though `INFO.mergeable` is false"
+        );
         let Some(host) = merged else { continue };
         let distance = relative_distance(&setting.output(&Adapted::plain(host)), &output);
         assert!(
@@ -342,7 +352,7 @@ pub fn loss_falls<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
         let last: f32 = setting.loss(&model).into_scalar();
         assert!(
             last < first * 0.995,
-            "{method:?}: loss went from {first} to {last}"
+            "{method:?}: the loss went from {first} to {last} in thirty steps"
         );
     }
 }

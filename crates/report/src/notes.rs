@@ -131,8 +131,10 @@ fn tuned_on_fewer_seeds(groups: &[Group<'_>]) -> Option<String> {
 
 fn edge_of_grid(groups: &[Group<'_>]) -> Option<String> {
     let edge = |g: &&Group<'_>| {
-        let last = g.rates.len() - 1;
-        last > 0 && g.chosen.is_some_and(|i| i == 0 || i == last)
+        let (last, scores) = (g.rates.len() - 1, g.compared());
+        // Where all rates score the same, none is better further out that anybody could tell.
+        let differ = scores.iter().any(|score| *score != scores[0]);
+        differ && g.chosen.is_some_and(|i| i == 0 || i == last)
     };
     let chosen = |g: &Group<'_>| g.chosen.map(|i| format::rate(g.rates[i].learning_rate));
     let labels: Vec<_> = groups

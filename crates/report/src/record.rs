@@ -117,6 +117,9 @@ pub struct Environment {
     pub version: String,
     /// Commit of the source tree, with `-dirty` where it had local changes; empty if unknown.
     pub commit: String,
+    /// Start of the SHA-256 of the program's file, in hex; empty in records of before it was kept.
+    #[serde(default)]
+    pub program: String,
     /// Version of Burn.
     pub burn: String,
     /// Version of the compiler.

@@ -59,7 +59,10 @@ pub(crate) fn setup(records: &[Record]) -> Vec<(&'static str, String)> {
         ("Frozen weights", distinct(|r| r.trial.storage.clone())),
         (
             "Trials",
-            format!("{}, on {} seeds", records.len(), seeds(records)),
+            match seeds(records) {
+                1 => format!("{}, on 1 seed", records.len()),
+                seeds => format!("{}, on {seeds} seeds", records.len()),
+            },
         ),
     ]
     .into_iter()

@@ -43,7 +43,7 @@ impl RecordStore {
     /// Adds a record and returns its file; the file is whole or absent, however the program ends.
     ///
     /// # Errors
-    /// If the trial already has a record that ended well, if the record holds a number that JSON
+    /// If the trial already has a record of this program that ended well, if the record holds a number that JSON
     /// cannot, or if the file cannot be written.
     pub fn append(&self, record: &Record) -> Result<PathBuf, ReportError> {
         let bytes = encode(record)?;
@@ -55,7 +55,7 @@ impl RecordStore {
                 format!("{stem}-{attempt}")
             };
             let path = self.folder.join(format!("{name}.json"));
-            if path.exists() && read(&path)?.status.is_ok() {
+            if path.exists() && is_settled_by(&read(&path)?, record) {
                 return Err(ReportError::AlreadyRecorded {
                     id: record.trial.id.clone(),
                     path,
@@ -140,9 +140,18 @@ impl RecordStore {
     }
 }
 
+/// Whether a trial that has this record needs no other: what another build computes may differ.
+fn is_settled_by(kept: &Record, next: &Record) -> bool {
+    kept.status.is_ok() && !is_of_another_build(kept, next)
+}
+
 /// Whether a later record of a trial stands for it instead of an earlier one.
 fn supersedes(next: &Record, kept: &Record) -> bool {
-    next.status.is_ok() || !kept.status.is_ok()
+    next.status.is_ok() || !kept.status.is_ok() || is_of_another_build(kept, next)
+}
+
+fn is_of_another_build(kept: &Record, next: &Record) -> bool {
+    kept.environment.program != next.environment.program
 }
 
 /// Sorts by first appearance of the label in time, then learning rate, then seed.

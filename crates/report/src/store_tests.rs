@@ -176,3 +176,21 @@ fn an_id_with_a_slash_stays_in_the_folder() {
     assert_eq!(path.parent(), Some(store.folder()));
     assert_eq!(store.load_all().unwrap(), [odd]);
 }
+
+#[test]
+fn a_record_of_another_build_stands_for_the_trial_however_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RecordStore::open(dir.path()).unwrap();
+    let old = record("LoRA r8", 1e-3, 1, 0.5, 0.5);
+    let mut new = record("LoRA r8", 1e-3, 1, 0.7, 0.7);
+    new.environment.program = "b1".into();
+    store.append(&old).unwrap();
+    store.append(&new).unwrap();
+    assert_eq!(store.find(&old.trial.hash).unwrap(), Some(new.clone()));
+    let again = store.append(&new);
+    assert!(matches!(again, Err(ReportError::AlreadyRecorded { .. })));
+    let mut newest = failed("LoRA r8", 1e-3, 1, diverged());
+    newest.environment.program = "b2".into();
+    store.append(&newest).unwrap();
+    assert_eq!(store.load_all().unwrap(), [newest]);
+}

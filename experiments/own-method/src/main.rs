@@ -1,10 +1,10 @@
-//! `peft-bench` with SSF besides: every verb, study key and report works with it.
+//! `peft-bench` with SSF and AdapterBias besides: every verb, study key and report works with them.
 
 use std::process::ExitCode;
 
+mod adapter_bias;
 mod ssf;
 
 fn main() -> ExitCode {
-    bench::memory::keep_buffers();
-    bench::cli::run(&bench::registry![ssf::Ssf])
+    bench::cli::run(&bench::registry![ssf::Ssf, adapter_bias::AdapterBias])
 }

@@ -105,10 +105,28 @@ impl Projection for SsfLinear {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{TensorData, Tolerance};
+
     use super::*;
 
     // The whole contract, on two backends: starts where `INFO.start` says, trains what it declares
     // and as many values as its formula says, merges without changing the output, is restored from
     // its own tensors, learns, and refuses targets and keys that do not exist.
     peft_core::contract_tests!(Ssf);
+
+    #[test]
+    fn outputs_are_scaled_and_shifted_after_the_bias_of_the_base() {
+        let device = peft_core::device("cpu").unwrap();
+        let row = |values: [f32; 2]| Tensor::<1>::from_data(values, &device);
+        let weight = Tensor::from_data([[1.0f32, 0.0], [0.0, 2.0]], &device);
+        let layer = SsfLinear {
+            base: Proj::new(Dense::new(weight, Some(row([1.0, 1.0])))),
+            scale: Param::from_tensor(row([10.0, 100.0])),
+            shift: Param::from_tensor(row([0.5, -0.5])),
+        };
+        let x = Tensor::from_data([[[3.0f32, 4.0]]], &device);
+        let found = layer.forward(x, &Pass::new()).into_data();
+        let expected = TensorData::from([[[40.5f32, 899.5]]]);
+        found.assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-4));
+    }
 }

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use peft_core::Init;
-use report::RecordStore;
+use report::{Record, RecordStore};
 
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
+use crate::environment;
 use crate::execute::{self, Executor, Subprocess};
 use crate::layer_drop;
 use crate::memory::{self, Load};
@@ -45,16 +46,23 @@ pub struct Sweep {
     /// Run failed trials again.
     #[arg(long)]
     retry_failed: bool,
-    /// Run only trials whose id contains this text.
+    /// Run trials again whose records are of another build of this program.
+    #[arg(long)]
+    redo: bool,
+    /// Run only trials whose id contains this text, or of a method of this kind or label.
     #[arg(long)]
     only: Option<String>,
     /// Show nothing but the result.
     #[arg(long)]
     quiet: bool,
+    /// This build; see [`environment::program`].
+    #[arg(skip)]
+    program: String,
 }
 
 impl Sweep {
-    pub(crate) fn run(self, registry: &Registry) -> Result<ExitCode> {
+    pub(crate) fn run(mut self, registry: &Registry) -> Result<ExitCode> {
+        self.program = environment::program();
         let mut study = self.study.load()?;
         if self.check {
             let trials = expand(&study, registry, &self.compute.device, &BTreeMap::new())?;
@@ -70,7 +78,10 @@ impl Sweep {
         let wanted = all.iter().filter(|trial| self.wants(trial));
         let trials: Vec<Trial> = wanted.cloned().collect();
         if let (Some(part), true) = (&self.only, trials.is_empty()) {
-            bail!("no trial's id contains `{part}`; `--dry-run` without `--only` lists them");
+            bail!(
+                "no trial's id contains `{part}`, and no method has it as its kind or label; \
+                 `--dry-run` without `--only` lists the trials"
+            );
         }
         let listing = checked(&study, &tables, &trials, registry)?;
         // Trials run in processes of their own; what was read here is not needed beside them.
@@ -87,6 +98,7 @@ impl Sweep {
         let _claim = Claim::new(&out)?;
         let plan = Plan::new(&study, all.clone());
         self.run_missing(&plan, &store, registry)?;
+        self.tell_of_other_builds(&all, &store)?;
         // The whole study, whatever part of it was run now.
         finish(&store, &all, &out)
     }
@@ -94,7 +106,10 @@ impl Sweep {
     /// Whether a trial is to be run now.
     fn wants(&self, trial: &Trial) -> bool {
         let part = self.only.as_ref();
-        part.is_none_or(|part| trial.id.contains(part))
+        let of = |part: &String| {
+            trial.id.contains(part) || trial.kind == *part || trial.label == *part
+        };
+        part.is_none_or(of)
     }
 
     /// Runs what has no record yet; where rates are tuned on some seeds, those come first.
@@ -118,6 +133,28 @@ impl Sweep {
         Ok(())
     }
 
+    /// Whether a record is of another build, in which a method may compute something else. Records
+    /// of before builds were kept count as of this one.
+    fn is_of_another_build(&self, record: &Record) -> bool {
+        let program = &record.environment.program;
+        !program.is_empty() && *program != self.program
+    }
+
+    /// Says how many records were kept that another build has made.
+    fn tell_of_other_builds(&self, trials: &[Trial], store: &RecordStore) -> Result<()> {
+        let records = trials.iter().map(|trial| store.find(&trial.hash));
+        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let others = records.iter().flatten();
+        match others.filter(|r| self.is_of_another_build(r)).count() {
+            0 => {}
+            count => self.say(&format!(
+                "note: {count} records are of another build of this program; where a method's code \
+                 has changed since, `--redo` runs them again (`--only` some of them)"
+            )),
+        }
+        Ok(())
+    }
+
     /// Runs a trial that has no record yet, the `index`-th of `count`.
     fn run_one(
         &self,
@@ -128,14 +165,21 @@ impl Sweep {
     ) -> Result<()> {
         let place = format!("[{}/{count}] {}", index + 1, trial.id);
         let old = store.find(&trial.hash)?;
-        if let Some(record) = old.filter(|r| r.status.is_ok() || !self.retry_failed) {
+        let again = |record: &Record| {
+            (self.retry_failed && !record.status.is_ok())
+                || (self.redo && self.is_of_another_build(record))
+        };
+        if let Some(record) = old.filter(|record| !again(record)) {
             self.say(&format!("{place}: has a record ({})", record.status.name()));
             return Ok(());
         }
         let record = executor.run(trial, store)?;
-        let score = record.score("test").map_or(String::new(), |score| {
-            format!(", test {} {score:.4}", record.trial.metric)
-        });
+        let metric = &record.trial.metric;
+        let score: String = ["dev", "test"]
+            .into_iter()
+            .filter_map(|split| Some((split, record.score(split)?)))
+            .map(|(split, score)| format!(", {split} {metric} {score:.4}"))
+            .collect();
         let (seconds, status) = (record.time.total_s, record.status.name());
         self.say(&format!("{place}: {status}{score}, {seconds:.1} s"));
         if !record.status.is_ok() {
@@ -197,7 +241,11 @@ fn checked(
             trial.id
         );
     }
-    Ok(format!("{lines}{} trials\n", trials.len()))
+    let trials = match trials.len() {
+        1 => "1 trial".into(),
+        count => format!("{count} trials"),
+    };
+    Ok(format!("{lines}{trials}\n"))
 }
 
 fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode> {
