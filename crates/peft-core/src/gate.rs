@@ -164,8 +164,8 @@ mod tests {
             pass.see(Text {
                 mask,
                 seen,
-                tasks: None,
                 causal: true,
+                ..Text::default()
             });
             let part = gate.forward(x.clone().narrow(1, seen, count), &pass);
             let expected = whole.clone().narrow(1, seen, count).into_data();

@@ -314,6 +314,7 @@ fn data() -> BTreeMap<String, DataInfo> {
 
 fn environment(seed: u64) -> Environment {
     Environment {
+        program: String::new(),
         version: "0.1.0".into(),
         commit: "0123abc".into(),
         burn: "0.22.1".into(),

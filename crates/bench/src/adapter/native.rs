@@ -101,6 +101,12 @@ pub(super) fn fit(
     );
     let description: Description = serde_json::from_value(Value::Object(opened.config))
         .map_err(|e| anyhow::anyhow!("`{file}` is damaged: {e}"))?;
+    ensure!(
+        registry.entry(&description.kind).is_ok(),
+        "`{file}` is of kind `{}`, which this program does not have; use the program that made it, \
+         whose own method that is",
+        description.kind
+    );
     let method = registry.parse(&description.kind, &description.config)?;
     let (mut adapted, storage) = base.adapt(&*method, &description.storage, init)?;
     let geometry = adapted.host.geometry();

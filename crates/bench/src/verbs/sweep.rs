@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use peft_core::Init;
-use report::{Record, RecordStore};
+use report::RecordStore;
+use report::record::Record;
 
 use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
@@ -106,9 +107,8 @@ impl Sweep {
     /// Whether a trial is to be run now.
     fn wants(&self, trial: &Trial) -> bool {
         let part = self.only.as_ref();
-        let of = |part: &String| {
-            trial.id.contains(part) || trial.kind == *part || trial.label == *part
-        };
+        let of =
+            |part: &String| trial.id.contains(part) || trial.kind == *part || trial.label == *part;
         part.is_none_or(of)
     }
 
