@@ -225,13 +225,14 @@ impl Adapters {
         );
         // Clones share their tensors; only what the adapter adds is new.
         let init = &mut Init::new(opened.seed(), &self.training);
-        let fitted = opened.fit(&self.base, registry, init).with_context(at)?;
+        let mut fitted = opened.fit(&self.base, registry, init).with_context(at)?;
         let layers = fitted.model.host.geometry().layers;
         let dropped = drop_layers.unwrap_or(fitted.card.dropped_layers);
         ensure!(
             dropped <= layers,
             "`--drop-layers` is {dropped}, expected at most {layers}, the model's layers"
         );
+        fitted.card.dropped_layers = dropped;
         self.sets.push(Set {
             name: name.clone(),
             card: fitted.card,

@@ -43,13 +43,17 @@ pub fn read(file: &Path, model: &Adapted<Model>, device: &Device) -> Result<Vec<
             tokens.mask[part].to_vec(),
         );
         let labels = &labels[step * per_step..(step + 1) * per_step];
-        let targets = match host.is_causal() {
-            true => next_tokens(labels, length, host.vocab_size(), device)?,
-            false => classes(labels, host.classes().unwrap_or(0), device)?,
+        let batch = Batch::from_parts(ids, mask.clone(), rows, host.positions(), device);
+        let (batch, targets) = match host.is_causal() {
+            true => (
+                batch.with_prompts(&prompts(labels, length)),
+                next_tokens(labels, length, host.vocab_size(), device)?,
+            ),
+            false => (batch, classes(labels, host.classes().unwrap_or(0), device)?),
         };
         let real = mask.iter().filter(|real| **real != 0.0).count();
         Ok(TrainBatch {
-            batch: Batch::from_parts(ids, mask, rows, host.positions(), device),
+            batch,
             targets,
             tokens: real,
             left_out: Default::default(),
@@ -61,6 +65,13 @@ pub fn read(file: &Path, model: &Adapted<Model>, device: &Device) -> Result<Vec<
 fn ints(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// How many tokens of every row stand before the first whose label counts.
+fn prompts(labels: &[i64], length: usize) -> Vec<usize> {
+    let given = |row: &[i64]| row.iter().position(|label| *label != IGNORED);
+    let rows = labels.chunks(length);
+    rows.map(|row| given(row).unwrap_or(length)).collect()
 }
 
 /// The tokens that follow each place, where their label counts.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::BenchError;
 use crate::hub::RepoId;
+use crate::layer_drop::AdapterDrop;
 use crate::parts;
 use crate::registry::Registry;
 use crate::source::hex;
@@ -87,6 +88,17 @@ impl Trial {
             return refused(format!(
                 "it is made for {count} tasks, expected at least the {wanted} of the mixture"
             ));
+        }
+        let leaves_out = matches!(
+            self.train.adapter_drop,
+            Some(AdapterDrop::Specialized { .. })
+        );
+        if leaves_out && method.looks_at() > 0 {
+            return refused(
+                "`train.adapter_drop` leaves layers without the method, which starts from a look at the \
+                 data in all of them; leave one of the two out"
+                    .into(),
+            );
         }
         if self.train.packing && method.needs_own_rows() {
             return refused(
@@ -317,6 +329,17 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     // Tasks of classes had one head for all when there were only those with the same labels.
     if matches!(&trial.task, Task::Mixture(mixture) if mixture.is_of_classes()) {
         decisive["heads"] = "of every task".into();
+    }
+    // LoReFT took a completion's own tokens for part of the text.
+    let of_prompts = trial.kind == "loreft" || config.to_string().contains("\"loreft\"");
+    if of_prompts
+        && trial
+            .task
+            .members()
+            .iter()
+            .any(|(_, task)| matches!(task, Task::Completion { .. }))
+    {
+        decisive["text"] = "the prompt".into();
     }
     trial.hash = hex(&Sha256::digest(decisive.to_string().as_bytes()));
     trial

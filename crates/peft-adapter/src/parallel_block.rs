@@ -89,7 +89,7 @@ impl ParallelBlock {
         };
         let mut pairs = self.parts.iter().zip(self.parts.iter().skip(1));
         let of_one_sort = pairs.all(|(a, b)| a.kind() == b.kind() && seats(a) == seats(b));
-        let unknown = |part: &Part| ["parallel", "loreft"].contains(&part.kind());
+        let unknown = |part: &Part| ["parallel", "mam", "loreft"].contains(&part.kind());
         of_one_sort
             && !self.parts.iter().any(unknown)
             && !any_fills(&self.parts, Seam::Ends, geometry)

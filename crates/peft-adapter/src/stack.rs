@@ -90,7 +90,7 @@ impl Stack {
     /// sublayer's input, whatever stands below or above it in a stack, and a low-rank update from the
     /// output of the one below it.
     fn loses_parts_there(&self) -> bool {
-        let differs = |part: &Part| ["parallel", "lora", "unipelt"].contains(&part.kind());
+        let differs = |part: &Part| ["parallel", "lora", "mam", "unipelt"].contains(&part.kind());
         self.parts.len() > 1 && self.parts.iter().any(differs)
     }
 }

@@ -1,8 +1,9 @@
 //! The record store: an append-only folder with one JSON file per finished trial.
 //!
 //! A record's file is `records/<trial id>--<first 12 of the hash>.json`. A trial that ended badly
-//! may be run again; its next record goes beside the first as `...-2.json`, and reading prefers a
-//! finished record to a failed one and a later to an earlier one. Nothing is ever overwritten.
+//! may be run again, and so may one that another build of the program ran; its next record goes beside
+//! the first as `...-2.json`. Reading prefers a finished record to a failed one of the same build, and a
+//! later to an earlier one. Nothing is ever overwritten.
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,10 +44,19 @@ impl RecordStore {
     /// Adds a record and returns its file; the file is whole or absent, however the program ends.
     ///
     /// # Errors
-    /// If the trial already has a record of this program that ended well, if the record holds a number that JSON
-    /// cannot, or if the file cannot be written.
+    /// If the trial already has a record of this program that ended well, if the record holds a number
+    /// that JSON cannot, or if the file cannot be written.
     pub fn append(&self, record: &Record) -> Result<PathBuf, ReportError> {
         let bytes = encode(record)?;
+        let attempts = self.attempts(&record.trial.hash)?;
+        if let Some((path, kept)) = standing(attempts)
+            && is_settled_by(&kept, record)
+        {
+            return Err(ReportError::AlreadyRecorded {
+                id: record.trial.id.clone(),
+                path,
+            });
+        }
         let stem = stem(&record.trial.id, &record.trial.hash);
         for attempt in 1_u32.. {
             let name = if attempt == 1 {
@@ -55,12 +65,6 @@ impl RecordStore {
                 format!("{stem}-{attempt}")
             };
             let path = self.folder.join(format!("{name}.json"));
-            if path.exists() && is_settled_by(&read(&path)?, record) {
-                return Err(ReportError::AlreadyRecorded {
-                    id: record.trial.id.clone(),
-                    path,
-                });
-            }
             if atomic::create(&path, &bytes)? {
                 return Ok(path);
             }
@@ -80,11 +84,17 @@ impl RecordStore {
             .any(|path| base_stem(path).ends_with(&tail)))
     }
 
-    /// The record of the trial with this hash: the last that ended well, else the last.
+    /// The record of the trial with this hash: the last that ended well, else the last; where another
+    /// build of the program ran it later, that one's.
     ///
     /// # Errors
     /// If the folder or a file of that trial cannot be read.
     pub fn find(&self, hash: &str) -> Result<Option<Record>, ReportError> {
+        Ok(standing(self.attempts(hash)?).map(|(_, record)| record))
+    }
+
+    /// Every record of the trial with this hash, in the order in which they were made.
+    fn attempts(&self, hash: &str) -> Result<Vec<(PathBuf, Record)>, ReportError> {
         let tail = hash_tail(hash);
         let mut found: Vec<_> = self
             .files()?
@@ -92,14 +102,16 @@ impl RecordStore {
             .filter(|path| base_stem(path).ends_with(&tail))
             .collect();
         found.sort_by_key(|path| attempt(path));
-        let records = found
-            .iter()
-            .map(|path| read(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(records
-            .into_iter()
-            .filter(|record| record.trial.hash == hash)
-            .reduce(|kept, next| if supersedes(&next, &kept) { next } else { kept }))
+        let mut records = Vec::new();
+        for path in found {
+            let record = read(&path)?;
+            if record.trial.hash == hash {
+                records.push((path, record));
+            }
+        }
+        // A trial that was named otherwise has files of another name; the sort is stable.
+        records.sort_by(|(_, a), (_, b)| a.environment.started.cmp(&b.environment.started));
+        Ok(records)
     }
 
     /// Every trial's record, by first appearance of its label, then learning rate, then seed.
@@ -109,10 +121,12 @@ impl RecordStore {
     pub fn load_all(&self) -> Result<Vec<Record>, ReportError> {
         let mut files = self.files()?;
         files.sort_by_key(|path| (base_stem(path).to_owned(), attempt(path)));
-        let mut kept: Vec<Record> = Vec::with_capacity(files.len());
+        let records = files.iter().map(|path| read(path));
+        let mut records = records.collect::<Result<Vec<_>, _>>()?;
+        records.sort_by(|a, b| a.environment.started.cmp(&b.environment.started));
+        let mut kept: Vec<Record> = Vec::with_capacity(records.len());
         let mut place: HashMap<String, usize> = HashMap::new();
-        for path in &files {
-            let record = read(path)?;
+        for record in records {
             match place.get(&record.trial.hash) {
                 None => {
                     place.insert(record.trial.hash.clone(), kept.len());
@@ -138,6 +152,16 @@ impl RecordStore {
             .filter(|p| p.extension().is_some_and(|e| e == "json"))
             .collect())
     }
+}
+
+/// The one of a trial's records, in the order in which they were made, that stands for it.
+fn standing(attempts: Vec<(PathBuf, Record)>) -> Option<(PathBuf, Record)> {
+    let later =
+        |kept: (PathBuf, Record), next: (PathBuf, Record)| match supersedes(&next.1, &kept.1) {
+            true => next,
+            false => kept,
+        };
+    attempts.into_iter().reduce(later)
 }
 
 /// Whether a trial that has this record needs no other: what another build computes may differ.

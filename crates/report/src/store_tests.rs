@@ -189,6 +189,10 @@ fn a_record_of_another_build_stands_for_the_trial_however_it_ended() {
     assert_eq!(store.find(&old.trial.hash).unwrap(), Some(new.clone()));
     let again = store.append(&new);
     assert!(matches!(again, Err(ReportError::AlreadyRecorded { .. })));
+    // The first build again: what stands is that of the second.
+    let back = record("LoRA r8", 1e-3, 1, 0.6, 0.6);
+    store.append(&back).unwrap();
+    assert_eq!(store.find(&old.trial.hash).unwrap(), Some(back));
     let mut newest = failed("LoRA r8", 1e-3, 1, diverged());
     newest.environment.program = "b2".into();
     store.append(&newest).unwrap();

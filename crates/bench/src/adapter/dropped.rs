@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use models::Model;
+use peft_core::exchange::path_ends_with;
 use peft_core::{Geometry, Host, Proj, Site, Surgeon, Targets};
 use serde_json::{Map, Value};
 
@@ -12,6 +13,8 @@ use crate::registry::Registry;
 /// The key of methods on linear layers that names those, and of others that lists layers.
 const TARGETS: &str = "targets";
 const LEAVE_OUT: &str = "leave_out";
+/// Those that have settings for single linear layers, by the ends of their paths.
+const PATTERNS: [&str; 2] = ["rank_pattern", "alpha_pattern"];
 
 impl Fitted {
     /// The adapter without the layers it drops, which its configuration then leaves out itself.
@@ -77,7 +80,12 @@ fn leave_out(
     // An embedding is in no layer.
     let others = targets.names().iter().filter(|name| !is_of_blocks(name));
     let names: Vec<String> = paths.into_iter().chain(others.cloned()).collect();
-    *found = names.into();
+    for key in PATTERNS {
+        if let Some(Value::Object(pattern)) = keys.get_mut(key) {
+            pattern.retain(|layer, _| names.iter().any(|path| path_ends_with(path, layer)));
+        }
+    }
+    keys.insert(TARGETS.into(), names.into());
     Ok(())
 }
 

@@ -161,6 +161,7 @@ fn every_method_keeps_the_contract_on_gpt2() {
 
 fn generates_what_training_learns<M: MethodConfig>() {
     for method in M::examples() {
+        let method = method.assemble(&Registry::builtin()).unwrap();
         let mut init = Init::new(3, &Device::flex().autodiff());
         let config = Gpt2Config::new(31, 40, 12, 2, 2);
         let base = Model::random_gpt2(config, &mut init).unwrap();

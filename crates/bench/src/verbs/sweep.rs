@@ -99,7 +99,7 @@ impl Sweep {
         let _claim = Claim::new(&out)?;
         let plan = Plan::new(&study, all.clone());
         self.run_missing(&plan, &store, registry)?;
-        self.tell_of_other_builds(&all, &store)?;
+        self.tell_of_other_builds(&plan, &store)?;
         // The whole study, whatever part of it was run now.
         finish(&store, &all, &out)
     }
@@ -133,16 +133,15 @@ impl Sweep {
         Ok(())
     }
 
-    /// Whether a record is of another build, in which a method may compute something else. Records
-    /// of before builds were kept count as of this one.
+    /// Whether a record is of another build, in which a method may compute something else.
     fn is_of_another_build(&self, record: &Record) -> bool {
-        let program = &record.environment.program;
-        !program.is_empty() && *program != self.program
+        record.environment.program != self.program
     }
 
     /// Says how many records were kept that another build has made.
-    fn tell_of_other_builds(&self, trials: &[Trial], store: &RecordStore) -> Result<()> {
-        let records = trials.iter().map(|trial| store.find(&trial.hash));
+    fn tell_of_other_builds(&self, plan: &Plan, store: &RecordStore) -> Result<()> {
+        let trials = plan.tuning().iter().chain(plan.rest(store)?);
+        let records = trials.map(|trial| store.find(&trial.hash));
         let records = records.collect::<Result<Vec<_>, _>>()?;
         let others = records.iter().flatten();
         match others.filter(|r| self.is_of_another_build(r)).count() {
