@@ -114,6 +114,10 @@ pub struct TrainConfig {
     /// How likely each layer goes without the method in a pass of training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stochastic_depth: Option<f64>,
+    /// How likely each value that the method adds in a layer is left out while training, whatever
+    /// the method and beside a dropout of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_dropout: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -141,6 +145,7 @@ impl Default for TrainConfig {
             adversarial: None,
             adapter_drop: None,
             stochastic_depth: None,
+            adapter_dropout: None,
         }
     }
 }

@@ -204,6 +204,12 @@ impl Proj {
         self.0.projection().base()
     }
 
+    /// The layer that methods were put around, without any of them; none where there is nothing
+    /// around it.
+    pub fn bare(&self) -> Option<Self> {
+        std::iter::successors(self.base(), Self::base).last()
+    }
+
     /// How the weight is packed; see [`Projection::packing`].
     pub fn packing(&self) -> Option<String> {
         self.0.projection().packing()

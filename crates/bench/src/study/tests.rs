@@ -176,7 +176,12 @@ fn keys_left_at_their_defaults_leave_no_trace_in_the_identity_of_a_trial() {
         assert!(task.get(key).is_none(), "{key}");
     }
     let train = serde_json::to_value(TrainConfig::default()).unwrap();
-    for key in ["adversarial", "adapter_drop", "stochastic_depth"] {
+    for key in [
+        "adversarial",
+        "adapter_drop",
+        "stochastic_depth",
+        "adapter_dropout",
+    ] {
         assert!(train.get(key).is_none(), "{key}");
     }
 }
@@ -339,6 +344,7 @@ fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
             "train.adapter_drop.layers",
         ),
         ("stochastic_depth = 1.5", "train.stochastic_depth"),
+        ("adapter_dropout = 1.0", "train.adapter_dropout"),
     ] {
         let error = with(wrong).unwrap_err().to_string();
         assert!(error.contains(named), "{wrong}: {error}");

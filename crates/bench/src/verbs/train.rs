@@ -146,7 +146,7 @@ impl Train {
         let device = peft_core::device(&self.compute.device)?.autodiff();
         let mut batches = fixed::read(batches, &fitted.model, &device)?;
         for batch in &mut batches {
-            batch.left_out = (0..fitted.card.dropped_layers).collect();
+            batch.drops.layers = (0..fitted.card.dropped_layers).collect();
         }
         let steps = Steps {
             rate,
