@@ -51,8 +51,12 @@ def hub(cls, **settings):
 def ia3(model):
     """(IA)^3 on the outputs of all linear layers, on the inputs of the last feed-forward ones."""
     import peft
-    feedforward = [f"bert.encoder.layer.{layer}.output.dense" for layer in range(model.config.num_hidden_layers)]
-    config = peft.IA3Config(task_type="SEQ_CLS", target_modules=LINEAR, feedforward_modules=feedforward)
+    layers = [f"bert.encoder.layer.{number}." for number in range(model.config.num_hidden_layers)]
+    outputs = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+               "intermediate.dense"]
+    feedforward = [layer + "output.dense" for layer in layers]
+    targets = [layer + name for layer in layers for name in outputs] + feedforward
+    config = peft.IA3Config(task_type="SEQ_CLS", target_modules=targets, feedforward_modules=feedforward)
     return peft.get_peft_model(model, config)
 
 
@@ -94,7 +98,7 @@ METHODS = {
     "Houlsby 16": ('kind = "houlsby"\nbottleneck = 16', hub("DoubleSeqBnConfig", reduction_factor=24, non_linearity="relu")),
     "Pfeiffer 32": ('kind = "pfeiffer"\nbottleneck = 32', hub("SeqBnConfig", reduction_factor=12)),
     "Parallel 32": ('kind = "parallel"\nbottleneck = 32', hub("ParBnConfig", reduction_factor=12)),
-    "AdapterPlus 32": ('kind = "adapter_plus"\nbottleneck = 32', hub("AdapterPlusConfig", reduction_factor=12)),
+    "AdapterPlus 32": ('kind = "adapter_plus"\nbottleneck = 32\nstochastic_depth = 0.0', hub("AdapterPlusConfig", reduction_factor=12, stochastic_depth=0.0)),
     "Compacter 12": ('kind = "compacter"\nbottleneck = 12', hub("CompacterConfig", reduction_factor=32)),
     "Compacter++ 12": ('kind = "compacter_plus"\nbottleneck = 12', hub("CompacterPlusPlusConfig", reduction_factor=32)),
     "LoReFT 16": ('kind = "loreft"\nr = 16', hub("LoReftConfig", r=16)),

@@ -181,7 +181,7 @@ pub fn expand(
             for rate in rates.values() {
                 for seed in &study.seeds {
                     let trial = resolve(study, row, &sized, rate, *seed, device);
-                    trials.push(with_hash(trial, sources));
+                    trials.push(with_hash(trial, registry, sources));
                 }
             }
         }
@@ -312,7 +312,7 @@ pub fn single(
 }
 
 /// Hashes everything that decides the result. Paths do not: the files' fingerprints stand for them.
-fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
+fn with_hash(mut trial: Trial, registry: &Registry, sources: &BTreeMap<String, String>) -> Trial {
     let mut task = serde_json::to_value(&trial.task).expect("tasks serialise");
     forget_paths(&mut task);
     if let Some(Value::Object(tasks)) = task.get_mut("tasks") {
@@ -330,16 +330,9 @@ fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
     if matches!(&trial.task, Task::Mixture(mixture) if mixture.is_of_classes()) {
         decisive["heads"] = "of every task".into();
     }
-    // LoReFT took a completion's own tokens for part of the text.
-    let of_prompts = trial.kind == "loreft" || config.to_string().contains("\"loreft\"");
-    if of_prompts
-        && trial
-            .task
-            .members()
-            .iter()
-            .any(|(_, task)| matches!(task, Task::Completion { .. }))
-    {
-        decisive["text"] = "the prompt".into();
+    let revisions = registry.revisions(&trial.kind, &config);
+    if !revisions.is_empty() {
+        decisive["revisions"] = serde_json::json!(revisions);
     }
     trial.hash = hex(&Sha256::digest(decisive.to_string().as_bytes()));
     trial

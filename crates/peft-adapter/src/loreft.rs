@@ -90,6 +90,9 @@ impl MethodConfig for LoReft {
         size_key: Some("r"),
     };
 
+    // It edits the prompt alone, and its subspaces start anywhere.
+    const REVISION: u32 = 2;
+
     fn examples() -> Vec<Self> {
         let exact = Self {
             dropout: 0.0,

@@ -231,6 +231,10 @@ pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static 
     /// What the registry says of it.
     const INFO: MethodInfo;
 
+    /// Raised by one where the method is changed so that it trains to other results, another start for
+    /// example: records of before are not taken for those of the method as it is then.
+    const REVISION: u32 = 0;
+
     /// Configurations the contract suite runs, at least one; small sizes.
     fn examples() -> Vec<Self>;
 

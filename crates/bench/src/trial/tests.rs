@@ -152,3 +152,16 @@ fn texts_are_not_packed_for_methods_that_need_a_row_for_each() {
     let error = check("prompt_tuning").unwrap_err();
     assert!(error.contains("leave `packing` out"), "{error}");
 }
+
+#[test]
+fn a_method_that_trains_otherwise_than_before_has_other_trials_as_a_part_too() {
+    let registry = Registry::builtin();
+    let of = |kind: &str, config| registry.revisions(kind, &config);
+    let lora = serde_json::json!({"kind": "lora"});
+    assert!(of("lora", lora.clone()).is_empty());
+    let loreft = BTreeMap::from([("loreft".to_string(), 2)]);
+    assert_eq!(of("loreft", serde_json::json!({"r": 2})), loreft);
+    let inner = serde_json::json!({"kind": "average", "parts": [{"kind": "loreft"}]});
+    let stack = serde_json::json!({"parts": [lora, inner]});
+    assert_eq!(of("stack", stack), loreft);
+}
