@@ -154,6 +154,11 @@ impl<C: Composition> Method for C {
         })
     }
 
+    fn needs_bare_layers(&self) -> bool {
+        let mut parts = Method::parts(self).iter();
+        parts.any(|part| part.method().needs_bare_layers())
+    }
+
     /// Refused, as by [`Method::check`]: which part of the weight is frozen cannot be the matter of
     /// one part among several.
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
