@@ -111,6 +111,13 @@ fn is_one(scaling: &Scaling) -> bool {
     *scaling == Scaling::Fixed(1.0)
 }
 
+/// How often a factor goes into a width, as Python's `//` has it, from which AdapterHub's widths
+/// come: 768 // 12.8 is 59, for 12.8 is a little more than twelve and four fifths.
+pub(crate) fn floor_div(d: usize, factor: f64) -> f64 {
+    let d = d as f64;
+    ((d - d % factor) / factor).round()
+}
+
 impl<K: Kind> Adapter<K> {
     fn is_default_scaling(scaling: &Scaling) -> bool {
         *scaling == K::SCALING
@@ -139,8 +146,7 @@ impl<K: Kind> Adapter<K> {
                 &expected,
             ));
         };
-        // Rounded down, as AdapterHub does.
-        let width = (d as f64 / factor).floor();
+        let width = floor_div(d, factor);
         if factor.is_finite() && (1.0..=check::MOST as f64).contains(&width) {
             return Ok(width as usize);
         }
