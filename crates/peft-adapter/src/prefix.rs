@@ -24,7 +24,7 @@ use crate::prefix_encoder::{EncoderShape, PrefixEncoder, ProjectedPrefix};
 pub struct Prefix {
     /// Number of virtual tokens in front of each layer's keys.
     pub num_virtual_tokens: usize,
-    /// Standard deviation of the starting values.
+    /// Standard deviation of the starting values, 1 as in HF PEFT and AdapterHub.
     pub init_std: f64,
     /// Whether the prefix takes positions, so that the text starts behind it: so in HF PEFT, not in
     /// AdapterHub nor in the paper.
@@ -46,7 +46,7 @@ impl Default for Prefix {
     fn default() -> Self {
         Self {
             num_virtual_tokens: 16,
-            init_std: 0.02,
+            init_std: 1.0,
             takes_positions: false,
             prefix_projection: false,
             encoder_hidden_size: None,
