@@ -70,6 +70,9 @@ pub struct Adapter<K: Kind> {
     /// A trained gate on the bottleneck's output, one number for every text (see [`Gate`]).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gating: bool,
+    /// Whether its mean is over padding too, as in AdapterHub; what is read from there says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub counts_padding: bool,
     /// How the weights start.
     pub init: AdapterInit,
     /// Layers that get no adapter, from 0.
@@ -98,6 +101,7 @@ impl<K: Kind> Default for Adapter<K> {
             skip_scaling: Scaling::Fixed(1.0),
             stochastic_depth: K::STOCHASTIC_DEPTH,
             gating: false,
+            counts_padding: false,
             init: K::INIT,
             leave_out: Vec::new(),
             inv_adapter: None,
@@ -257,8 +261,9 @@ impl<K: Kind> Method for Adapter<K> {
             }
             (None, None) => {}
         }
-        let width = |layer| self.width(layer, geometry.width).map(|_| ());
-        (0..geometry.layers).try_for_each(width)
+        Gate::check(self.gating, self.counts_padding, geometry)?;
+        let mut kept = (0..geometry.layers).filter(|layer| !self.leave_out.contains(layer));
+        kept.try_for_each(|layer| self.width(layer, geometry.width).map(|_| ()))
     }
 
     fn tap(&self, layer: usize, role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
@@ -271,7 +276,10 @@ impl<K: Kind> Method for Adapter<K> {
             .with_dropout(self.dropout)
             .with_stochastic_depth(self.stochastic_depth)
             .with_skip_scaling(self.skip_scaling, d, init)
-            .with_gate(self.gating.then(|| Gate::new(d, init)));
+            .with_gate(
+                self.gating
+                    .then(|| Gate::new(d, init).counting(self.counts_padding)),
+            );
         Some(K::slot(adapter))
     }
 

@@ -36,12 +36,30 @@ pub(crate) fn read<K: Kind>(
     }
     let inv_adapter: Option<InvAdapter> = fields.take("inv_adapter")?;
     let factor = fields.take("inv_adapter_reduction_factor")?;
+    let gating = Gate::from_adapter_hub(fields, geometry)?;
     Ok(Some(Adapter {
         inv_adapter,
         inv_adapter_reduction_factor: factor.filter(|_| inv_adapter.is_some()),
-        gating: Gate::from_adapter_hub(fields, geometry)?,
+        gating,
+        counts_padding: gating,
         ..frame(fields)?
     }))
+}
+
+/// The keys of today for what early releases kept as one table, `invertible_adapter`.
+fn spell_out_invertible(fields: &mut Fields) -> Result<(), CoreError> {
+    let Some(early): Option<Map<String, Value>> = fields.take("invertible_adapter")? else {
+        return Ok(());
+    };
+    let both = [
+        ("inv_adapter", "block_type"),
+        ("inv_adapter_reduction_factor", "reduction_factor"),
+    ];
+    for (today, before) in both {
+        let value = early.get(before).cloned().unwrap_or(Value::Null);
+        *fields = fields.clone().with(today, value);
+    }
+    Ok(())
 }
 
 /// Whether a `BnConfig` describes adapters where this kind has them.

@@ -50,6 +50,7 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
         modules_to_save: fields.modules_to_save(geometry)?,
         targets,
         gating: false,
+        counts_padding: false,
     })
 }
 
