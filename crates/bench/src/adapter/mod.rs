@@ -5,6 +5,7 @@
 
 mod base;
 mod dropped;
+mod early;
 mod files;
 mod head;
 mod hub;
