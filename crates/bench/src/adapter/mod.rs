@@ -9,6 +9,7 @@ mod early;
 mod files;
 mod head;
 mod hub;
+mod interpolated;
 mod native;
 mod peft;
 mod setup;
