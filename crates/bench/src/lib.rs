@@ -48,3 +48,4 @@ pub mod train;
 pub mod trainee;
 pub mod trial;
 pub mod verbs;
+mod wording;

@@ -63,6 +63,9 @@ pub struct Lora {
     /// scaling: `alpha` plays no part then, and nothing merges.
     #[serde(skip_serializing_if = "is_default")]
     pub gating: bool,
+    /// Whether its mean is over padding too, as in AdapterHub; what is read from there says so.
+    #[serde(skip_serializing_if = "is_default")]
+    pub counts_padding: bool,
 }
 
 /// Which biases of the base are trained beside the updates.
@@ -96,6 +99,7 @@ impl Default for Lora {
             lora_bias: false,
             modules_to_save: Vec::new(),
             gating: false,
+            counts_padding: false,
         }
     }
 }
@@ -234,6 +238,7 @@ impl Method for Lora {
         if self.gating {
             self.check_gating(geometry)?;
         }
+        Gate::check(self.gating, self.counts_padding, geometry)?;
         self.check_patterns(geometry)
     }
 

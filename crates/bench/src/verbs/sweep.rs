@@ -217,12 +217,13 @@ fn checked(
     use peft_core::Host;
     let (folder, device) = (Path::new(&study.model), peft_core::device("cpu")?);
     let loaded = tables.base(&study.task, folder, &mut Init::new(0, &device))?;
-    let (data, _) = data::examples(&study.task, folder, tables, &loaded)?;
+    let (data, tokenizer) = data::examples(&study.task, folder, tables, &loaded)?;
     let (model, geometry) = (&loaded.model, loaded.model.geometry());
     layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
     let total = geometry.base_parameters() - geometry.task_head_parameters();
     let mut lines = format!("base: {total} parameters\n");
     for trial in trials {
+        let trial = &trial.tokenized(&tokenizer)?;
         let method = trial.method(registry)?;
         let at = || format!("method `{}`", trial.label);
         method.check(&geometry).with_context(at)?;

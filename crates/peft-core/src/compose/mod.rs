@@ -9,6 +9,7 @@ mod check;
 mod copies;
 mod joint;
 mod part;
+mod places;
 mod seams;
 mod trained;
 

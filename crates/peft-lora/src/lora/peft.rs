@@ -52,6 +52,7 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
         modules_to_save: fields.modules_to_save(geometry)?,
         targets,
         gating: false,
+        counts_padding: false,
     };
     match ties_weights && adapts_tied_head(&lora, geometry) {
         false => Ok(lora),
