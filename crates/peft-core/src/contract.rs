@@ -288,6 +288,16 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
     }
 }
 
+/// The model for reading computes the same.
+pub fn reading_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
+    for method in setting.examples::<M>() {
+        let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
+        let output = setting.output(&model);
+        let distance = relative_distance(&setting.output(&model.read_only()), &output);
+        assert!(distance < 1e-5, "{method:?} is read {distance} off");
+    }
+}
+
 /// A model without what the method put into its layers has nothing of it left in them, and computes
 /// what the base does where the method trains nothing else.
 pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
@@ -463,7 +473,7 @@ macro_rules! contract_tests {
             }
             $crate::contract_tests!(@claims $method:
                 identity_at_init, only_declared_parameters_train, count_equals_closed_form,
-                merge_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
+                merge_preserves_the_output, reading_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
                 saved_alone_and_restored, loss_falls,
                 targets_that_match_nothing_are_an_error);
         }

@@ -1,6 +1,7 @@
 //! What one forward pass needs and no layer owns.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 use burn::module::{Module, ParamId};
 use burn::tensor::{Device, Int, Tensor};
@@ -53,6 +54,8 @@ pub struct Pass<'a> {
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
     memory: Option<Memory>,
+    /// What was made once for all layers; none where each has a backward pass of its own.
+    made: Option<RefCell<HashMap<ParamId, Tensor<2>>>>,
 }
 
 impl Default for Pass<'_> {
@@ -65,6 +68,7 @@ impl Default for Pass<'_> {
             losses: RefCell::default(),
             text: RefCell::default(),
             memory: None,
+            made: Some(RefCell::default()),
         }
     }
 }
@@ -100,6 +104,24 @@ impl<'a> Pass<'a> {
         if let Some(memory) = &self.memory {
             memory.keep((owner, place), value);
         }
+    }
+
+    /// What `make` gives, made once for all layers of the pass: `owner` is a parameter of the shared
+    /// state that makes it. Layers that are computed a second time each make it anew, because the
+    /// backward pass of each ends before that of the next begins.
+    pub fn once(&self, owner: ParamId, make: impl FnOnce() -> Tensor<2>) -> Tensor<2> {
+        if let Some(outer) = self.outer {
+            return outer.once(owner, make);
+        }
+        let Some(made) = &self.made else {
+            return make();
+        };
+        let known = made.borrow().get(&owner).cloned();
+        known.unwrap_or_else(|| {
+            let value = make();
+            made.borrow_mut().insert(owner, value.clone());
+            value
+        })
     }
 
     /// The mean of the values over the real tokens of every row: one for all of its tokens,
@@ -152,6 +174,7 @@ impl<'a> Pass<'a> {
             shared,
             text: self.text.clone(),
             memory: self.memory.clone(),
+            made: None,
             ..Pass::default()
         }
     }
@@ -263,4 +286,12 @@ impl SharedSlot {
     pub fn new<S: Module + 'static>(shared: S) -> Self {
         Self(Box::new(Holder::new(shared)))
     }
+
+    /// Whether it is the state of several parts, each its own.
+    pub(crate) fn is_of_parts(&self) -> bool {
+        self.0.as_any().is::<SharedParts>()
+    }
 }
+
+#[cfg(test)]
+mod tests;
