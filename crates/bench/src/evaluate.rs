@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
-use burn::module::Module;
 use burn::tensor::Device;
 use models::{Choice, Generation, Model, generate};
 use peft_core::Adapted;
@@ -46,7 +45,7 @@ impl Evaluator<'_> {
     /// # Errors
     /// If a metric is not defined for the split.
     pub fn quick(&self, model: &Adapted<Model>, examples: &[Example]) -> Result<Scores> {
-        let model = model.valid().steady();
+        let model = model.read_only();
         match self.task {
             Task::Completion { .. } => {
                 let loss = self.mean_loss(&model, examples);
@@ -76,7 +75,7 @@ impl Evaluator<'_> {
         }
         let mut scores = self.quick(model, examples)?;
         if matches!(self.task, Task::Completion { .. }) {
-            let answers = self.answers(&model.valid().steady(), examples);
+            let answers = self.answers(model, examples);
             self.text_scores(&answers, examples, &mut scores)?;
         }
         Ok(scores)
@@ -163,6 +162,7 @@ impl Evaluator<'_> {
             eos: self.data.eos.into_iter().collect(),
             choice: Choice::Greedy,
         };
+        let model = &model.read_only();
         let mut answers = vec![String::new(); examples.len()];
         for indices in by_length(examples, self.batch_size) {
             let prompts: Vec<&[u32]> = indices.iter().map(|i| examples[*i].prompt()).collect();

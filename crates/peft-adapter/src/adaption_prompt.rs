@@ -176,9 +176,24 @@ pub struct GatedPrompt {
     gate: Param<Tensor<1>>,
 }
 
-impl Attend for GatedPrompt {
-    fn forward(&self, heads: Heads<'_>, _pass: &Pass<'_>) -> Tensor<3> {
+impl GatedPrompt {
+    /// The prompt's keys and values, the same for every text and token: those of an earlier pass
+    /// over the same texts serve again.
+    fn keys_and_values(&self, heads: &Heads<'_>, pass: &Pass<'_>) -> (Tensor<3>, Tensor<3>) {
+        let owner = self.prompt.id;
+        if let (Some(keys), Some(values)) = (pass.recall(owner, 0), pass.recall(owner, 1)) {
+            return (keys, values);
+        }
         let (keys, values) = (heads.keys_and_values)(self.prompt.val().unsqueeze());
+        pass.keep(owner, 0, keys.clone());
+        pass.keep(owner, 1, values.clone());
+        (keys, values)
+    }
+}
+
+impl Attend for GatedPrompt {
+    fn forward(&self, heads: Heads<'_>, pass: &Pass<'_>) -> Tensor<3> {
+        let (keys, values) = self.keys_and_values(&heads, pass);
         let [batch, _, _] = heads.q.dims();
         let [_, n, width] = keys.dims();
         let expand = |t: Tensor<3>| t.expand([batch, n, width]);

@@ -112,7 +112,41 @@ pub struct Bottleneck {
     non_linearity: Activation,
 }
 
+/// The values of a bottleneck's two layers.
+pub(crate) struct Layers {
+    /// `[d, m]`
+    pub(crate) down: Tensor<2>,
+    /// `[m]`
+    pub(crate) down_bias: Tensor<1>,
+    /// `[m, d]`
+    pub(crate) up: Tensor<2>,
+    /// `[d]`
+    pub(crate) up_bias: Tensor<1>,
+}
+
 impl Bottleneck {
+    /// A bottleneck of these values, with a factor on its output.
+    pub(crate) fn of(
+        layers: Layers,
+        non_linearity: Activation,
+        (scaling, factor): (Option<Param<Tensor<1>>>, f64),
+    ) -> Self {
+        Self {
+            down: Param::from_tensor(layers.down),
+            down_bias: Param::from_tensor(layers.down_bias),
+            up: Param::from_tensor(layers.up),
+            up_bias: Param::from_tensor(layers.up_bias),
+            scaling,
+            factor,
+            skip_scaling: None,
+            skip_factor: 1.0,
+            gate: None,
+            dropout: DropoutConfig::new(0.0).init(),
+            stochastic_depth: DropoutConfig::new(0.0).init(),
+            non_linearity,
+        }
+    }
+
     /// A bottleneck of width `m` in a model of width `d`.
     pub fn new(
         (d, m): (usize, usize),
@@ -129,20 +163,14 @@ impl Bottleneck {
                 init.truncated_normal([m, d], 0.01),
             ),
         };
-        Self {
-            down: Param::from_tensor(down),
-            down_bias: Param::from_tensor(init.zeros([m])),
-            up: Param::from_tensor(up),
-            up_bias: Param::from_tensor(init.zeros([d])),
-            scaling: scaling.param(d, init),
-            factor: scaling.factor(),
-            skip_scaling: None,
-            skip_factor: 1.0,
-            gate: None,
-            dropout: DropoutConfig::new(0.0).init(),
-            stochastic_depth: DropoutConfig::new(0.0).init(),
-            non_linearity,
-        }
+        let layers = Layers {
+            down,
+            down_bias: init.zeros([m]),
+            up,
+            up_bias: init.zeros([d]),
+        };
+        let scaling = (scaling.param(d, init), scaling.factor());
+        Self::of(layers, non_linearity, scaling)
     }
 
     /// The bottleneck with a factor on what it is added to, in a model of width `d`.

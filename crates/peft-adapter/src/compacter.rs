@@ -9,6 +9,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::{MethodInfo, Pass, Start, Sublayer, Tap, TapSlot};
 
+use crate::adapter::Kind;
 use crate::houlsby::HoulsbyKind;
 use crate::phm::PhmBottleneck;
 use crate::phm_adapter::{PhmAdapter, PhmKind};
@@ -48,6 +49,10 @@ impl Tap for SerialPhmAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let y = sublayer.output;
         self.adapter.forward(y.clone(), pass) + y
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        Some(HoulsbyKind::slot(self.adapter.plain(pass)))
     }
 }
 

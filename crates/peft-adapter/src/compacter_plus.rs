@@ -10,6 +10,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::{MethodInfo, Pass, Start, Sublayer, Tap, TapSlot};
 
+use crate::adapter::Kind;
 use crate::pfeiffer::PfeifferKind;
 use crate::phm::PhmBottleneck;
 use crate::phm_adapter::{PhmAdapter, PhmKind};
@@ -48,6 +49,10 @@ pub struct SummedPhmAdapter {
 impl Tap for SummedPhmAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         self.adapter.forward(sublayer.summed(), pass) + sublayer.output
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        Some(PfeifferKind::slot(self.adapter.plain(pass)))
     }
 }
 

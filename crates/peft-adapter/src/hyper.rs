@@ -6,15 +6,18 @@
 //! feed-forward sublayer, with weights made from the embedding of the row's task. What the tasks have
 //! in common is in the network; between their embeddings one may interpolate.
 
+mod weights;
+
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Int, Tensor};
 use peft_core::{
     Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role,
-    SharedSlot, Start, Sublayer, Tap, TapSlot, check, kernels,
+    SharedSlot, Start, Sublayer, Tap, TapSlot, check,
 };
 use serde::{Deserialize, Serialize};
 
+use self::weights::{MadeAdapter, Weights};
 use crate::hypernet::{Generator, HyperNet, HyperShape, Place};
 
 /// Configuration of HyperFormer++, `kind = "hyper"`.
@@ -167,20 +170,6 @@ struct TaskHyperNet {
     interpolate: Option<Vec<f64>>,
 }
 
-/// The weights of one adapter for every row of a batch, or one for all rows.
-struct Weights {
-    /// `[rows, d, m]`
-    down: Tensor<3>,
-    /// `[rows, m]`
-    down_bias: Tensor<2>,
-    /// `[rows, m, d]`
-    up: Tensor<3>,
-    /// `[rows, d]`
-    up_bias: Tensor<2>,
-    /// Factors and shifts, `[rows, d]` each.
-    norm: Option<(Tensor<2>, Tensor<2>)>,
-}
-
 impl TaskHyperNet {
     fn new(method: &Hyper, shape: HyperShape, init: &mut Init) -> Self {
         let HyperShape { d, m, e, .. } = shape;
@@ -219,13 +208,9 @@ impl TaskHyperNet {
         }
     }
 
-    fn weights(
-        &self,
-        place: Place,
-        (d, m): (usize, usize),
-        ids: Option<Tensor<1, Int>>,
-    ) -> Weights {
-        let embedding = self.net.embed(self.context(ids), place);
+    /// The weights at a place for each row of the context, `[rows, e]`.
+    fn weights(&self, place: Place, (d, m): (usize, usize), context: Tensor<2>) -> Weights {
+        let embedding = self.net.embed(context, place);
         let [rows, _] = embedding.dims();
         let make = |generator: &Generator| generator.forward(embedding.clone());
         Weights {
@@ -238,14 +223,6 @@ impl TaskHyperNet {
                 .as_ref()
                 .map(|(gamma, beta)| (make(gamma), make(beta))),
         }
-    }
-}
-
-/// `x W + b` with a weight and a bias for every row of the batch, or one for all.
-fn affine(x: Tensor<3>, weight: Tensor<3>, bias: Tensor<2>) -> Tensor<3> {
-    match weight.dims()[0] {
-        1 => kernels::linear(x, weight.squeeze_dim(0), Some(bias.squeeze_dim(0))),
-        _ => x.matmul(weight) + bias.unsqueeze_dim(1),
     }
 }
 
@@ -264,19 +241,22 @@ impl Tap for HyperAdapter {
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         let y = sublayer.output;
         let net: &TaskHyperNet = pass.shared();
-        let weights = net.weights(self.place, self.widths, pass.text().tasks);
-        let h = affine(y.clone(), weights.down, weights.down_bias);
-        let h = self.non_linearity.forward(h);
-        let mut u = affine(h, weights.up, weights.up_bias);
-        if let Some((gamma, beta)) = weights.norm {
-            let (ones, zeros) = {
-                let (d, device) = (self.widths.0, u.device());
-                (Tensor::ones([d], &device), Tensor::zeros([d], &device))
-            };
-            let normal = kernels::layer_norm(u, ones, zeros, 1e-5);
-            u = normal * gamma.unsqueeze_dim(1) + beta.unsqueeze_dim(1);
-        }
-        self.dropout.forward(u) + y
+        // The same in every layer, so that it is made once.
+        let context = pass.once(net.tasks.id, || net.context(pass.text().tasks));
+        let weights = net.weights(self.place, self.widths, context);
+        self.dropout
+            .forward(weights.forward(y.clone(), self.non_linearity))
+            + y
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        let net: &TaskHyperNet = pass.shared();
+        let context = match net.interpolate {
+            Some(_) => net.context(None),
+            None => net.tasks.val(),
+        };
+        let weights = net.weights(self.place, self.widths, context);
+        Some(TapSlot::new(MadeAdapter::new(weights, self.non_linearity)))
     }
 }
 

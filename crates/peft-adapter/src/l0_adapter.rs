@@ -9,12 +9,16 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Distribution, Tensor, activation::sigmoid};
+use burn::tensor::{Distribution, Int, Tensor, activation::sigmoid};
 use peft_core::{
     Activation, CoreError, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Role, Start,
     Sublayer, Tap, TapSlot, check, kernels,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::adapter::Kind;
+use crate::bottleneck::{Bottleneck, Layers};
+use crate::houlsby::HoulsbyKind;
 
 /// Configuration of adapters with learned switches, `kind = "l0_adapter"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -203,6 +207,41 @@ impl Tap for GatedBottleneck {
         };
         self.dropout.forward(u) + y
     }
+
+    /// The gates are part of the weights then, and units behind closed ones are left out.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<TapSlot> {
+        let [_, m] = self.down.dims();
+        let gates = hard(self.log_alpha.val().detach());
+        let bias = self.up_bias.val().detach();
+        let (gates, bias) = match self.switches_units {
+            true => (gates, bias),
+            false => (gates.clone().expand([m]), bias * gates),
+        };
+        let open = open_units(&gates);
+        let layers = Layers {
+            down: self.down.val().detach().select(1, open.clone()),
+            down_bias: self.down_bias.val().detach().select(0, open.clone()),
+            up: (self.up.val().detach() * gates.unsqueeze_dim(1)).select(0, open),
+            up_bias: bias,
+        };
+        let plain = Bottleneck::of(layers, self.non_linearity, (None, 1.0));
+        Some(HoulsbyKind::slot(plain))
+    }
+}
+
+/// The numbers of the units whose gates are not closed; the first where all are, for a bottleneck
+/// has a width.
+fn open_units(gates: &Tensor<1>) -> Tensor<1, Int> {
+    let values = gates.to_data().convert::<f32>();
+    let values = values.iter::<f32>().enumerate();
+    let mut open: Vec<i64> = values
+        .filter(|(_, gate)| *gate > 0.0)
+        .map(|(unit, _)| unit as i64)
+        .collect();
+    if open.is_empty() {
+        open.push(0);
+    }
+    Tensor::from_data(&open[..], &gates.device())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{Activation, Init, Pass, kernels};
 
-use crate::bottleneck::{Scaling, scaled};
+use crate::bottleneck::{Bottleneck, Layers, Scaling, scaled};
 
 /// Sizes of a hypercomplex bottleneck.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +138,18 @@ impl PhmBottleneck {
         let PhmShape { d, m, n, rank, .. } = shape;
         let rules = if shape.shared_rule { 0 } else { 2 * n * n * n };
         2 * rank * (d + m) + d + m + rules + scaling.parameters(d)
+    }
+
+    /// The plain bottleneck that computes the same, its matrices multiplied out for good.
+    pub(crate) fn plain(&self, pass: &Pass<'_>) -> Bottleneck {
+        let layers = Layers {
+            down: self.down.weight(pass).detach(),
+            down_bias: self.down.bias.val().detach(),
+            up: self.up.weight(pass).detach(),
+            up_bias: self.up.bias.val().detach(),
+        };
+        let scaling = (self.scaling.clone(), self.factor);
+        Bottleneck::of(layers, self.non_linearity, scaling)
     }
 
     /// The bottleneck's output, without any residual.

@@ -64,16 +64,13 @@ impl PrefixEncoder {
         tokens * d + d * hidden + hidden + hidden * out + out
     }
 
-    /// The columns `[n, count]` of the output from `start` on.
-    fn columns(&self, start: usize, count: usize) -> Tensor<2> {
-        let h = kernels::linear(
-            self.tokens.val(),
-            self.down.val(),
-            Some(self.down_bias.val()),
-        );
-        let up = self.up.val().narrow(1, start, count);
-        let bias = self.up_bias.val().narrow(0, start, count);
-        kernels::linear(h.tanh(), up, Some(bias))
+    /// The prefixes of all layers, `[n, out]`.
+    fn output(&self) -> Tensor<2> {
+        let linear = |x, weight: &Param<Tensor<2>>, bias: &Param<Tensor<1>>| {
+            kernels::linear(x, weight.val(), Some(bias.val()))
+        };
+        let h = linear(self.tokens.val(), &self.down, &self.down_bias);
+        linear(h.tanh(), &self.up, &self.up_bias)
     }
 
     /// The tensors as AdapterHub keeps them below this path.
@@ -119,11 +116,11 @@ impl ProjectedPrefix {
     fn prefix(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
         let width = self.kv_width;
         let encoder: &PrefixEncoder = pass.shared();
-        let both = encoder.columns(2 * self.layer * width, 2 * width);
-        (
-            both.clone().narrow(1, 0, width),
-            both.narrow(1, width, width),
-        )
+        // Once for all layers: the gradient of a slice of the weight would be as large as the whole
+        // weight, in every layer.
+        let all = pass.once(encoder.tokens.id, || encoder.output());
+        let part = |at| all.clone().narrow(1, (2 * self.layer + at) * width, width);
+        (part(0), part(1))
     }
 }
 

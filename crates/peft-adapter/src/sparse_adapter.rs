@@ -22,6 +22,10 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Kind;
+use crate::bottleneck::{Bottleneck, Layers};
+use crate::houlsby::HoulsbyKind;
+
 pub use matrix::SparseMatrix;
 use matrix::{Kept, MOST_ENTRIES};
 
@@ -272,6 +276,17 @@ impl Tap for SparseBottleneck {
         let h = self.non_linearity.forward(h);
         let u = kernels::linear(h, self.up.weight(), Some(self.up_bias.val()));
         self.dropout.forward(u) + y
+    }
+
+    fn settled(&self, _pass: &Pass<'_>) -> Option<TapSlot> {
+        let layers = Layers {
+            down: self.down.weight().detach(),
+            down_bias: self.down_bias.val().detach(),
+            up: self.up.weight().detach(),
+            up_bias: self.up_bias.val().detach(),
+        };
+        let plain = Bottleneck::of(layers, self.non_linearity, (None, 1.0));
+        Some(HoulsbyKind::slot(plain))
     }
 }
 

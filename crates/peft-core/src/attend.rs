@@ -52,8 +52,14 @@ impl Heads<'_> {
         let [batch, _, _] = self.k.dims();
         let [n, width] = keys.dims();
         let expand = |t: Tensor<2>| t.unsqueeze::<3>().expand([batch, n, width]);
-        self.k = Tensor::cat(vec![expand(keys), self.k], 1);
-        self.v = Tensor::cat(vec![expand(values), self.v], 1);
+        self.with_prefix_of_rows(expand(keys), expand(values))
+    }
+
+    /// The same with a prefix for every row, `[batch, n, kv_heads * d_head]`.
+    fn with_prefix_of_rows(mut self, keys: Tensor<3>, values: Tensor<3>) -> Self {
+        let [batch, n, _] = keys.dims();
+        self.k = Tensor::cat(vec![keys, self.k], 1);
+        self.v = Tensor::cat(vec![values, self.v], 1);
         self.key_mask = self.key_mask.map(|mask| {
             let seen = Tensor::ones([batch, n], &mask.device());
             Tensor::cat(vec![seen, mask], 1)
@@ -71,6 +77,12 @@ impl Heads<'_> {
         (keys, values): (Tensor<2>, Tensor<2>),
         gate: Tensor<3>,
     ) -> Tensor<3> {
+        if gate.dims()[1] == 1 && self.texts.is_none() {
+            // All queries of a row see the same: a prefix of the row's own.
+            let gated = |t: Tensor<2>| t.unsqueeze::<3>() * gate.clone();
+            let (keys, values) = (gated(keys), gated(values));
+            return self.with_prefix_of_rows(keys, values).attend();
+        }
         // Every head gets a second half, in which the text is zero and the prefix all there is. The
         // gate acts on that half of the queries, and of what they find.
         let AttentionSpec {

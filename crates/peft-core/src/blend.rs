@@ -24,7 +24,7 @@ use crate::error::CoreError;
 use crate::host::{Adapted, Host, Surgeon};
 use crate::lookup::LookupSlot;
 use crate::pass::{Pass, SharedSlot};
-use crate::projection::{Dense, Proj};
+use crate::projection::{Dense, Proj, Projection};
 use crate::site::{Role, Site};
 use crate::tap::TapSlot;
 
@@ -59,16 +59,17 @@ pub fn blend<H: Host>(base: H, adapted: Vec<(f64, Adapted<H>)>) -> Result<Adapte
         }
     }
     let shared = adapted.iter().map(|(_, part)| part.shared.clone());
-    let shared = SharedParts::new(shared.collect());
+    let shared = Some(SharedSlot::new(SharedParts::new(shared.collect())));
     let mut blender = Blender {
         parts: adapted.iter().map(Part::of).collect(),
+        pass: Pass::with_shared(shared.as_ref()),
     };
     check_virtual_tokens(&blender.parts)?;
     let shifts = shifts(&base, &adapted);
     let host = base.map(&mut Shift(shifts)).rebuild(&mut blender);
     Ok(Adapted {
         host,
-        shared: Some(SharedSlot::new(shared)),
+        shared,
         position_offset,
         copies: 1,
     })
@@ -153,11 +154,12 @@ fn check_virtual_tokens(parts: &[Part]) -> Result<(), CoreError> {
 
 const IN_STEP: &str = "adapters of one base have the same seams";
 
-struct Blender {
+struct Blender<'a> {
     parts: Vec<Part>,
+    pass: Pass<'a>,
 }
 
-impl Blender {
+impl Blender<'_> {
     /// One seam of every part that fills it.
     fn seam<S: Module>(&mut self, take: impl Fn(&mut Part) -> Option<S>) -> Vec<Weighted<S>> {
         let filled = |(index, part): (usize, &mut Part)| {
@@ -173,7 +175,7 @@ impl Blender {
     }
 }
 
-impl Surgeon for Blender {
+impl Surgeon for Blender<'_> {
     fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
         // A layer that no method wrapped is a plain one still, or packed: the base's own does.
         let is_plain = |proj: &Proj| proj.downcast_ref::<Dense>().is_some();
@@ -181,9 +183,16 @@ impl Surgeon for Blender {
             let proj = part.projections.pop_front().expect(IN_STEP);
             (!is_plain(&proj)).then_some(proj)
         });
-        match parts.is_empty() {
-            true => base,
-            false => Proj::new(BlendLinear { base, parts }),
+        if parts.is_empty() {
+            return base;
+        }
+        let is_dense = is_plain(&base);
+        let blended = BlendLinear { base, parts };
+        // Weights that add up are added here, once: a pass then runs one layer and not the base
+        // again for each part. A packed weight stays packed, and the base under all of them.
+        match is_dense.then(|| blended.merge(&self.pass)).flatten() {
+            Some(merged) => Proj::new(merged),
+            None => Proj::new(blended),
         }
     }
     fn tap(&mut self, _layer: usize, _role: Role, _old: Option<TapSlot>) -> Option<TapSlot> {

@@ -1,6 +1,7 @@
 //! What one forward pass needs and no layer owns.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 use burn::module::{Module, ParamId};
 use burn::tensor::{Device, Int, Tensor};
@@ -54,6 +55,8 @@ pub struct Pass<'a> {
     text: RefCell<Text>,
     memory: Option<Memory>,
     aside: bool,
+    /// What was made once for all layers; none where each has a backward pass of its own.
+    made: Option<RefCell<HashMap<ParamId, Tensor<2>>>>,
 }
 
 impl Default for Pass<'_> {
@@ -67,6 +70,7 @@ impl Default for Pass<'_> {
             text: RefCell::default(),
             memory: None,
             aside: false,
+            made: Some(RefCell::default()),
         }
     }
 }
@@ -102,6 +106,24 @@ impl<'a> Pass<'a> {
         if let Some(memory) = &self.memory {
             memory.keep((owner, place), value);
         }
+    }
+
+    /// What `make` gives, made once for all layers of the pass: `owner` is a parameter of the shared
+    /// state that makes it. Layers that are computed a second time each make it anew, because the
+    /// backward pass of each ends before that of the next begins.
+    pub fn once(&self, owner: ParamId, make: impl FnOnce() -> Tensor<2>) -> Tensor<2> {
+        if let Some(outer) = self.outer {
+            return outer.once(owner, make);
+        }
+        let Some(made) = &self.made else {
+            return make();
+        };
+        let known = made.borrow().get(&owner).cloned();
+        known.unwrap_or_else(|| {
+            let value = make();
+            made.borrow_mut().insert(owner, value.clone());
+            value
+        })
     }
 
     /// The mean of the values over the real tokens of every row: one for all of its tokens,
@@ -160,6 +182,7 @@ impl<'a> Pass<'a> {
             shared,
             text: self.text.clone(),
             memory: self.memory.clone(),
+            made: None,
             ..Pass::default()
         }
     }
@@ -272,4 +295,12 @@ impl SharedSlot {
     pub fn new<S: Module + 'static>(shared: S) -> Self {
         Self(Box::new(Holder::new(shared)))
     }
+
+    /// Whether it is the state of several parts, each its own.
+    pub(crate) fn is_of_parts(&self) -> bool {
+        self.0.as_any().is::<SharedParts>()
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,12 @@ pub trait Tap: Module + 'static {
     /// The new output, `[batch, sequence, d]`; the model adds it to the residual stream, but for a
     /// whole layer's.
     fn forward(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3>;
+
+    /// The same with all it makes of parameters alone made for good, where it makes any; it reads
+    /// nothing that the layers of a pass share, and cannot be trained any more.
+    fn settled(&self, _pass: &Pass<'_>) -> Option<TapSlot> {
+        None
+    }
 }
 
 /// Object-safe form of [`Tap`]; implemented for every one of them.
@@ -55,6 +61,8 @@ pub trait DynTap: DynModule {
     fn describe(&self) -> String;
     #[doc(hidden)]
     fn run(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3>;
+    #[doc(hidden)]
+    fn settle(&self, pass: &Pass<'_>) -> Option<TapSlot>;
 }
 
 impl<T: Tap> DynTap for Holder<T> {
@@ -66,6 +74,9 @@ impl<T: Tap> DynTap for Holder<T> {
     }
     fn run(&self, sublayer: Sublayer<'_>, pass: &Pass<'_>) -> Tensor<3> {
         self.get().forward(sublayer, pass)
+    }
+    fn settle(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        self.get().settled(pass)
     }
 }
 
@@ -79,6 +90,11 @@ impl TapSlot {
     /// Erases a tap.
     pub fn new<T: Tap>(tap: T) -> Self {
         Self(Box::new(Holder::new(tap)))
+    }
+
+    /// The same with all it makes of parameters alone made for good; see [`Tap::settled`].
+    pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.settle(pass)
     }
 
     /// The residual stream with a sublayer's output added, which the tap changes if there is one; of

@@ -38,6 +38,22 @@ fn every_method_has_the_gradients_of_one_backward_pass_on_llama() {
 }
 
 #[test]
+fn a_network_that_serves_all_layers_has_the_gradients_of_one_backward_pass() {
+    let method = peft_adapter::Prefix {
+        prefix_projection: true,
+        ..peft_adapter::Prefix::default()
+    };
+    for build in [gpt2, bert] {
+        let (trainee, device) = trainee(build, &method);
+        let examples = examples(&trainee.model.host);
+        let rows: Vec<&Example> = examples.iter().collect();
+        let batch = collate(&rows, &trainee.model.host, &device);
+        let (found, expected) = (step(&trainee, &batch), whole(&trainee, &batch));
+        assert_same(&trainee, 1e-5, found, expected);
+    }
+}
+
+#[test]
 fn layers_left_out_of_a_step_are_left_out_of_both_runs() {
     let (trainee, device) = trainee(gpt2, &peft_lora::Lora::default());
     let examples = examples(&trainee.model.host);

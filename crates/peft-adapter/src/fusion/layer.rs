@@ -3,6 +3,8 @@
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation::softmax};
+use peft_core::compose::settled_parts;
+use peft_core::kernels::linear;
 use peft_core::{Dense, Init, Pass, Sublayer, Tap, TapSlot};
 
 use super::Fusion;
@@ -17,7 +19,7 @@ const STD: f64 = 0.02;
 pub(super) struct FusionTap {
     parts: Vec<Option<TapSlot>>,
     query: Option<Dense>,
-    key: Option<Dense>,
+    pub(super) key: Option<Dense>,
     /// `[d, d]`
     value: Option<Param<Tensor<2>>>,
     query_before_ln: bool,
@@ -32,11 +34,11 @@ impl FusionTap {
         d: usize,
         init: &mut Init,
     ) -> Self {
-        let mut linear = |has: bool| {
+        let mut layer = |has: bool| {
             let bias = Some(init.zeros([d]));
             has.then(|| Dense::new(init.normal([d, d], STD), bias))
         };
-        let (query, key) = (linear(fusion.query), linear(fusion.key));
+        let (query, key) = (layer(fusion.query), layer(fusion.key));
         let value = match fusion.value_initialized {
             true => init.full([d, d], 1e-6) + Tensor::eye(d, init.device()).mul_scalar(1.0 - 1e-6),
             false => init.normal([d, d], STD),
@@ -67,6 +69,24 @@ impl FusionTap {
         Tensor::stack(added.collect(), 2)
     }
 
+    /// The products of queries and keys, `[batch, sequence, adapters, 1]`.
+    pub(super) fn scores(&self, query: Tensor<3>, added: &Tensor<4>) -> Tensor<4> {
+        let Some(key) = &self.key else {
+            return (query.unsqueeze_dim::<4>(2) * added.clone()).sum_dim(3);
+        };
+        // q . (K u + b) = (K' q) . u + q . b: one query goes through the matrix in place of the
+        // outputs of all adapters.
+        let turned = linear(query.clone(), key.weight.val().transpose(), None);
+        let products = (turned.unsqueeze_dim::<4>(2) * added.clone()).sum_dim(3);
+        match &key.bias {
+            Some(bias) => {
+                let shift = (query * bias.val().unsqueeze()).sum_dim(2);
+                products + shift.unsqueeze_dim::<4>(2)
+            }
+            None => products,
+        }
+    }
+
     /// How far the value matrix is from the identity, times its factor.
     pub(super) fn distance(value: Tensor<2>) -> Tensor<1> {
         let [d, _] = value.dims();
@@ -82,13 +102,11 @@ impl Tap for FusionTap {
             true => sublayer.output.clone(),
             false => sublayer.summed(),
         };
-        let apply = |linear: &Option<Dense>, x: Tensor<4>| match linear {
-            Some(linear) => linear.apply(x),
-            None => x,
+        let query = match &self.query {
+            Some(linear) => linear.apply(query),
+            None => query,
         };
-        let query = apply(&self.query, query.unsqueeze_dim::<4>(2));
-        let key = apply(&self.key, added.clone());
-        let scores = self.dropout.forward((query * key).sum_dim(3));
+        let scores = self.dropout.forward(self.scores(query, &added));
         // The values go through their matrix as one: it is linear, so the order does not matter.
         let context = (softmax(scores, 2) * added).sum_dim(2).squeeze_dim::<3>(2);
         let context = match &self.value {
@@ -97,9 +115,14 @@ impl Tap for FusionTap {
                 if self.regularization && context.device().is_autodiff() {
                     pass.add_loss(Self::distance(value.val()));
                 }
-                peft_core::kernels::linear(context, value.val(), None)
+                linear(context, value.val(), None)
             }
         };
         sublayer.output + context
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        let parts = settled_parts(&self.parts, pass, TapSlot::settled)?;
+        let clone = self.clone();
+        Some(TapSlot::new(Self { parts, ..clone }))
     }
 }

@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, Tolerance};
 use peft_core::contract::random;
-use peft_core::{Method, Pass, Sublayer, Tap};
+use peft_core::{Dense, Method, Pass, Sublayer, Tap};
 
 use super::*;
 
@@ -62,6 +62,20 @@ fn without_matrices_it_is_the_softmax_of_plain_products() {
     let tolerance = Tolerance::absolute(1e-4);
     out.into_data()
         .assert_approx_eq::<f32>(&expected, tolerance);
+}
+
+#[test]
+fn scores_are_products_of_queries_with_the_keys_of_what_the_adapters_add() {
+    let device = Device::flex();
+    let mut init = Init::new(0, &device);
+    let mut tap = FusionTap::new(&Fusion::default(), Vec::new(), 3, &mut init);
+    let bias = Some(random([3], &device));
+    tap.key = Some(Dense::new(random([3, 3], &device), bias));
+    let (query, added) = (random([2, 4, 3], &device), random([2, 4, 5, 3], &device));
+    let keys = tap.key.as_ref().unwrap().apply(added.clone());
+    let expected = (query.clone().unsqueeze_dim::<4>(2) * keys).sum_dim(3);
+    let found = tap.scores(query, &added).into_data();
+    found.assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-5));
 }
 
 #[test]

@@ -85,6 +85,28 @@ fn an_interpolation_wholly_of_one_task_is_that_task_and_a_mixed_one_is_neither()
 }
 
 #[test]
+fn adapters_made_for_good_are_those_of_every_task_and_need_no_network() {
+    let model = model(&multitask());
+    let made = tap().settled(&model.pass()).unwrap();
+    let y = states(3);
+    for tasks in [None, Some([2i64, 0, 1])] {
+        let expected = adapted(&model, y.clone(), tasks.as_ref().map(|ids| &ids[..]));
+        let pass = Pass::new();
+        pass.see(Text {
+            tasks: tasks.map(|ids| Tensor::from_data(ids, &y.device())),
+            ..Text::default()
+        });
+        let sublayer = Sublayer {
+            residual: y.clone(),
+            output: y.clone(),
+            norm: None,
+        };
+        let found = TapSlot::apply(Some(&made), sublayer, &pass).into_data();
+        found.assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-5));
+    }
+}
+
+#[test]
 fn what_the_network_makes_is_what_its_parts_say() {
     let model = model(&multitask());
     let pass = model.pass();

@@ -59,6 +59,34 @@ fn a_closed_gate_switches_the_adapter_off_and_an_open_one_leaves_it_as_it_is() {
 }
 
 #[test]
+fn read_only_it_has_the_gates_in_its_weights_and_no_closed_units() {
+    let device = Device::flex();
+    let x = Init::new(5, &device).normal([1, 2, 4], 1.0);
+    let gates: [(&[f32], bool, usize); 4] = [
+        (&[0.3], false, 3),
+        (&[-9.0], false, 1),
+        (&[0.3, -9.0, 9.0], true, 2),
+        (&[-9.0; 3], true, 1),
+    ];
+    for (log_alpha, switches_units, units) in gates {
+        let adapter = adapter(log_alpha, switches_units, &device);
+        let settled = adapter.settled(&Pass::new()).unwrap();
+        // Two matrices of 4, and the biases.
+        let values = peft_core::state::parameters(&settled);
+        let values: usize = values.iter().map(|row| row.bytes / 4).sum();
+        assert_eq!(values, 2 * 4 * units + units + 4, "{log_alpha:?}");
+        let sublayer = Sublayer {
+            residual: x.clone(),
+            output: x.clone(),
+            norm: None,
+        };
+        let found = TapSlot::apply(Some(&settled), sublayer, &Pass::new()).into_data();
+        let found: Vec<f32> = found.try_to_vec().unwrap();
+        assert_close(&found, &run(&adapter, &x, &Pass::new()));
+    }
+}
+
+#[test]
 fn gates_drawn_while_training_are_0_as_often_as_the_penalty_says() {
     let device = Device::flex().autodiff();
     for log_alpha in [-1.5, 0.0, 1.0] {

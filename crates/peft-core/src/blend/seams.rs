@@ -47,6 +47,26 @@ fn mixed<S: Module>(
     parts.iter().fold(base.clone(), add)
 }
 
+/// The parts with those settled that can be, or none where none can.
+fn settled<S: Module>(
+    parts: &[Weighted<S>],
+    pass: &Pass<'_>,
+    settle: impl Fn(&S, &Pass<'_>) -> Option<S>,
+) -> Option<Vec<Weighted<S>>> {
+    let mut any = false;
+    let mut one = |part: &Weighted<S>| {
+        let new = settle(&part.module, &pass.part(part.index));
+        any |= new.is_some();
+        Weighted {
+            weight: part.weight,
+            index: part.index,
+            module: new.unwrap_or_else(|| part.module.clone()),
+        }
+    };
+    let parts = parts.iter().map(&mut one).collect();
+    any.then_some(parts)
+}
+
 /// A linear layer under several adapters.
 #[derive(Module, Debug)]
 pub(crate) struct BlendLinear {
@@ -109,6 +129,10 @@ impl Tap for BlendTap {
         };
         mixed(output.clone(), &self.parts, pass, run)
     }
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        let parts = settled(&self.parts, pass, TapSlot::settled)?;
+        Some(TapSlot::new(Self { parts }))
+    }
 }
 
 /// An attention core under several adapters.
@@ -123,6 +147,10 @@ impl Attend for BlendAttend {
         mixed(plain, &self.parts, pass, |attend, pass| {
             AttendSlot::apply(Some(attend), heads.clone(), pass)
         })
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
+        let parts = settled(&self.parts, pass, AttendSlot::settled)?;
+        Some(AttendSlot::new(Self { parts }))
     }
 }
 
@@ -147,6 +175,11 @@ impl Lookup for BlendLookup {
         };
         let rows = self.parts.iter().filter_map(weighted);
         rows.reduce(|sum, rows| sum + rows)
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<LookupSlot> {
+        let parts = settled(&self.parts, pass, LookupSlot::settled)?;
+        Some(LookupSlot::new(Self { parts }))
     }
 }
 

@@ -5,6 +5,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
+use super::seams::settled_parts;
 use crate::attend::{Attend, AttendSlot, Heads};
 use crate::ends::{Ends, EndsSlot};
 use crate::pass::Pass;
@@ -64,6 +65,10 @@ impl Tap for TapsApart {
             TapSlot::apply(tap, own, pass)
         })
     }
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        let parts = settled_parts(&self.parts, pass, TapSlot::settled)?;
+        Some(TapSlot::new(Self { parts }))
+    }
 }
 
 /// Attention cores, each on its own copy.
@@ -97,6 +102,10 @@ impl Attend for AttendsApart {
             };
             AttendSlot::apply(attend, own, pass)
         })
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
+        let parts = settled_parts(&self.parts, pass, AttendSlot::settled)?;
+        Some(AttendSlot::new(Self { parts }))
     }
 }
 

@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use check::{Room, Seam, any_fills, seated};
 pub use joint::Joint;
 pub use part::{Assembler, Part};
-pub use seams::SharedParts;
+pub use seams::{SharedParts, settled_parts};
 pub use trained::{Trained, is_of_a_part};
 
 use crate::attend::AttendSlot;

@@ -39,6 +39,22 @@ fn each<'a, S>(
     numbered.filter_map(move |(index, slot)| Some((slot.as_ref()?, pass.part(index))))
 }
 
+/// The slots with those settled that can be, or none where none can. A part reads its own shared
+/// state, which `pass` carries for all of them.
+pub fn settled_parts<S: Clone>(
+    parts: &[Option<S>],
+    pass: &Pass<'_>,
+    settle: impl Fn(&S, &Pass<'_>) -> Option<S>,
+) -> Option<Vec<Option<S>>> {
+    let numbered = parts.iter().enumerate();
+    let settled = numbered.map(|(index, slot)| settle(slot.as_ref()?, &pass.part(index)));
+    let settled: Vec<_> = settled.collect();
+    settled.iter().any(Option::is_some).then(|| {
+        let pairs = settled.into_iter().zip(parts);
+        pairs.map(|(new, old)| new.or(old.clone())).collect()
+    })
+}
+
 /// Taps of which each changes what the one before it gave.
 #[derive(Module, Debug)]
 pub(super) struct TapsInTurn {
@@ -57,6 +73,10 @@ impl Tap for TapsInTurn {
             TapSlot::apply(Some(tap), sublayer, &pass)
         })
     }
+    fn settled(&self, pass: &Pass<'_>) -> Option<TapSlot> {
+        let parts = settled_parts(&self.parts, pass, TapSlot::settled)?;
+        Some(TapSlot::new(Self { parts }))
+    }
 }
 
 /// The attention core of the one part that has one.
@@ -71,6 +91,10 @@ impl Attend for OnlyAttend {
             Some((attend, pass)) => AttendSlot::apply(Some(attend), heads, &pass),
             None => heads.attend(),
         }
+    }
+    fn settled(&self, pass: &Pass<'_>) -> Option<AttendSlot> {
+        let parts = settled_parts(&self.parts, pass, AttendSlot::settled)?;
+        Some(AttendSlot::new(Self { parts }))
     }
 }
 
@@ -94,6 +118,11 @@ impl Lookup for LookupsInTurn {
             .filter_map(|(lookup, pass)| LookupSlot::prompt(Some(lookup), &pass))
             .collect();
         (!prompts.is_empty()).then(|| Tensor::cat(prompts, 0))
+    }
+
+    fn settled(&self, pass: &Pass<'_>) -> Option<LookupSlot> {
+        let parts = settled_parts(&self.parts, pass, LookupSlot::settled)?;
+        Some(LookupSlot::new(Self { parts }))
     }
 }
 
