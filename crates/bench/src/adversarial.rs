@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::batching::TrainBatch;
+use crate::checkpointing::draw;
 use crate::trainee::{Trainee, scale_gradients};
 
 /// How the change is found. It is added to the embedded tokens, before positions, and its size is
@@ -94,13 +95,21 @@ impl Adversary {
 
     /// The loss of a batch and the gradients of everything that trains. The loss is the one without
     /// a change for [`Adversarial::Fgm`], the mean over the steps for [`Adversarial::Freelb`].
+    ///
+    /// All passes drop out the same, so that they differ by the change alone (Zhu et al. 2020,
+    /// section 3.3).
     pub fn gradients(&mut self, trainee: &Trainee, batch: TrainBatch) -> (f32, GradientsParams) {
+        let device = batch.batch.ids.device();
+        let seed = draw(&device);
+        let attack = |change| {
+            device.seed(seed);
+            attack(trainee, &batch, change)
+        };
         match self.config {
             Adversarial::Fgm { epsilon } => {
                 let none = self.start(&batch, 0.0);
-                let plain = attack(trainee, &batch, none);
-                let change = with_norm(plain.slope, epsilon);
-                let changed = attack(trainee, &batch, change);
+                let plain = attack(none);
+                let changed = attack(with_norm(plain.slope, epsilon));
                 let mut sum = GradientsAccumulator::new();
                 sum.accumulate(trainee, plain.grads);
                 sum.accumulate(trainee, changed.grads);
@@ -115,10 +124,10 @@ impl Adversary {
                 let mut change = self.start(&batch, init.unwrap_or(epsilon));
                 let (mut losses, mut sum) = (0.0, GradientsAccumulator::new());
                 for _ in 0..steps {
-                    let attack = attack(trainee, &batch, change.clone());
-                    losses += attack.loss;
-                    sum.accumulate(trainee, attack.grads);
-                    change = within(change + with_norm(attack.slope, step_size), epsilon);
+                    let Attack { loss, grads, slope } = attack(change.clone());
+                    losses += loss;
+                    sum.accumulate(trainee, grads);
+                    change = within(change + with_norm(slope, step_size), epsilon);
                 }
                 let mean = scale_gradients(trainee, sum.grads(), 1.0 / steps as f64);
                 (losses / steps as f32, mean)

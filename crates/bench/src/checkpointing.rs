@@ -108,7 +108,7 @@ impl Seeds {
 }
 
 /// A seed from the device's own random numbers, which follow the trial's seed.
-fn draw(device: &Device) -> u64 {
+pub(crate) fn draw(device: &Device) -> u64 {
     let drawn = Tensor::<1>::random([4], Distribution::Uniform(0.0, 1.0), device);
     let drawn: Vec<f32> = drawn
         .into_data()

@@ -1,104 +1,33 @@
 //! Runs one trial: in this process, or in one of its own, whose peak memory is its own and whose
 //! death is a row of the report and not the end of the sweep.
 
+mod subprocess;
+
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use burn::module::Module;
 use models::Model;
-use peft_core::{Adapted, Geometry, Host, Init, Looked, Method, adapt, state};
-use report::RecordStore;
+use peft_core::{Adapted, Host, Init, Looked, Method, adapt};
 use report::record::{Budget, MemoryInfo, Record, SCHEMA, Sample, Status, TimeInfo};
+use tasks::metric::{MOST_LOSS, Metric};
 
+use crate::budget::{self, as_trained};
 use crate::data::{self, Prepared};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Evaluator, Scores};
 use crate::layer_drop::{self, as_evaluated};
 use crate::look::Ahead;
 use crate::memory::Load;
 use crate::progress::Progress;
 use crate::registry::Registry;
-use crate::train::{Outcome, Stopped, seed_device, train, trained_size};
+use crate::train::{Stopped, seed_device, train};
 use crate::trial::Trial;
 use crate::{adapter, environment, memory, parts, source, wording};
 
-/// Runs trials; a sweep does not care how.
-pub trait Executor {
-    /// Runs a trial to its record, however it ends.
-    ///
-    /// # Errors
-    /// If no record can be made or stored.
-    fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record>;
-}
-
-/// Runs each trial in a process of its own.
-pub struct Subprocess<'a> {
-    /// The methods trials may name.
-    pub registry: &'a Registry,
-    /// Threads of the process.
-    pub threads: Option<usize>,
-    /// Whether it shows progress.
-    pub quiet: bool,
-}
-
-impl Executor for Subprocess<'_> {
-    fn run(&self, trial: &Trial, store: &RecordStore) -> Result<Record> {
-        let program = std::env::current_exe().context("cannot find this program")?;
-        let mut command = Command::new(program);
-        let out = store
-            .folder()
-            .parent()
-            .context("records lie in a study folder")?;
-        command
-            .arg("run-trial")
-            .arg("--out")
-            .arg(out)
-            .stdin(Stdio::piped());
-        if let Some(threads) = self.threads {
-            command.args(["--threads", &threads.to_string()]);
-        }
-        if self.quiet {
-            command.arg("--quiet");
-        }
-        let mut child = command
-            .spawn()
-            .context("cannot start a process for the trial")?;
-        serde_json::to_writer(
-            child.stdin.take().context("the process has no input")?,
-            trial,
-        )?;
-        let status = child.wait()?;
-        match store.find(&trial.hash)? {
-            Some(record) if status.success() => Ok(record),
-            _ => {
-                let record = died(trial, self.registry, status)?;
-                store.append(&record)?;
-                Ok(record)
-            }
-        }
-    }
-}
-
-/// The record of a trial whose process ended without writing one.
-fn died(trial: &Trial, registry: &Registry, status: std::process::ExitStatus) -> Result<Record> {
-    use std::os::unix::process::ExitStatusExt;
-    // The kernel's out-of-memory killer sends signal 9; an allocation that fails aborts (6).
-    let status = match status.signal() {
-        Some(signal @ (6 | 9)) => Status::Oom {
-            reason: format!(
-                "the process was ended by signal {signal}: out of memory, or killed by hand"
-            ),
-        },
-        _ => Status::Failed {
-            reason: format!("the process ended early: {status}"),
-        },
-    };
-    empty_record(trial, registry, status)
-}
+pub use subprocess::{Executor, Subprocess};
 
 pub(crate) fn empty_record(trial: &Trial, registry: &Registry, status: Status) -> Result<Record> {
     Ok(Record {
@@ -210,17 +139,12 @@ pub fn run(
     }
     record.data = data.info.clone();
     record.warnings = data.warnings.clone();
-    record.budget = budget(&model, &base);
-    let trained = record.budget.adapter_bytes;
-    record.memory = MemoryInfo {
-        base: record.budget.base_bytes,
-        adapter: trained,
-        gradients: trained,
-        optimizer: 2 * trained,
-        ..predicted
-    };
-    memory::restart_peak();
-    match train(
+    let idle = budget::without_effect(&model, &trial.train);
+    record.warnings.extend(idle);
+    record.budget = budget::budget(&as_trained(&model, &trial.train), &base);
+    let (base, trained) = (record.budget.base_bytes, record.budget.adapter_bytes);
+    let predicted = memory::without(predicted, budget::left_out(&model, &trial.train));
+    let outcome = train(
         model,
         &*method,
         &trial.train,
@@ -228,11 +152,20 @@ pub fn run(
         &training,
         &evaluator,
         progress,
-    ) {
-        Ok(outcome) => finish(&mut record, outcome, &evaluator, before, trial, save)?,
+    );
+    record.memory = MemoryInfo {
+        base,
+        adapter: trained,
+        gradients: trained,
+        optimizer: 2 * trained,
+        measured_peak: outcome.peak,
+        ..predicted
+    };
+    (record.curve, record.time) = (outcome.curve, outcome.time);
+    match outcome.model {
+        Ok(model) => finish(&mut record, &model, &evaluator, before, trial, save)?,
         Err(stopped) => record.status = status(stopped),
     }
-    record.memory.measured_peak = memory::peak_rss();
     record.time.look_s = look_s;
     record.time.total_s = started.elapsed().as_secs_f64();
     Ok(record)
@@ -257,7 +190,7 @@ fn after<'a>(
 fn status(stopped: Stopped) -> Status {
     let reason = stopped.to_string();
     match stopped {
-        Stopped::Diverged { .. } => Status::Diverged { reason },
+        Stopped::Diverged { .. } | Stopped::DivergedOnDev { .. } => Status::Diverged { reason },
         Stopped::Timeout { .. } => Status::Timeout { reason },
         Stopped::Other(error) => Status::Failed {
             reason: crate::error::told(&error),
@@ -267,24 +200,32 @@ fn status(stopped: Stopped) -> Status {
 
 fn finish(
     record: &mut Record,
-    outcome: Outcome,
+    model: &Adapted<Model>,
     evaluator: &Evaluator<'_>,
     before: Vec<String>,
     trial: &Trial,
     save: Option<&Path>,
 ) -> Result<()> {
-    let started = Instant::now();
     if let Some(folder) = save {
-        adapter::save(&outcome.model, trial, &evaluator.data.heads, folder)?;
+        adapter::save(model, trial, &evaluator.data.heads, folder)?;
     }
+    let started = Instant::now();
     let splits = &evaluator.data.splits;
-    let scored = as_evaluated(&outcome.model, &trial.train);
+    let scored = as_evaluated(model, &trial.train);
     let dev = evaluator.full(&scored, &splits.dev)?;
     let test = evaluator.full(&scored, &splits.test)?;
     let after = match before.is_empty() {
         true => Vec::new(),
         false => evaluator.answers(&scored.valid(), &splits.test[..before.len()]),
     };
+    record.time.eval_s = started.elapsed().as_secs_f64();
+    if let Some(reason) = not_finite("dev", &dev).or(not_finite("test", &test)) {
+        record.status = Status::Diverged { reason };
+        return Ok(());
+    }
+    for (split, scores) in [("dev", &dev), ("test", &test)] {
+        record.warnings.extend(capped(split, scores));
+    }
     let samples = before.into_iter().zip(after).zip(&splits.test);
     record.samples = samples
         .map(|((before, after), example)| Sample {
@@ -300,12 +241,23 @@ fn finish(
     ]
     .into();
     record.predictions = test.predictions;
-    record.curve = outcome.curve;
-    record.time = TimeInfo {
-        eval_s: started.elapsed().as_secs_f64(),
-        ..outcome.time
-    };
     Ok(())
+}
+
+/// What to say of scores that are no numbers, which no record can hold.
+fn not_finite(split: &str, scores: &Scores) -> Option<String> {
+    let (name, value) = scores.values.iter().find(|(_, value)| !value.is_finite())?;
+    Some(format!("{name} on {split} was {value} after the last step"))
+}
+
+/// What to say of perplexities that are larger than told.
+fn capped(split: &str, scores: &Scores) -> Option<String> {
+    let is_capped = |(name, loss): (&String, &f64)| {
+        (name == "loss" || name.starts_with("loss/")) && *loss > MOST_LOSS
+    };
+    let has_perplexity = scores.values.contains_key(Metric::Perplexity.name());
+    (has_perplexity && scores.values.iter().any(is_capped))
+        .then(|| format!("perplexities on {split} beyond e^{MOST_LOSS} are given as that"))
 }
 
 /// Answers of the untouched base to the first test prompts.
@@ -316,23 +268,4 @@ fn sample_answers(evaluator: &Evaluator<'_>, model: &Model, count: usize) -> Vec
     }
     let base = Adapted::plain(model.valid());
     evaluator.answers(&base, &test[..count.min(test.len())])
-}
-
-/// Parameters and bytes of an adapted model, given the shape of its base.
-fn budget(model: &Adapted<Model>, base: &Geometry) -> Budget {
-    let (trainable, adapter_bytes) = trained_size(model);
-    let of_the_base: HashSet<_> = model.host.geometry().params.iter().map(|p| p.id).collect();
-    let rows = state::parameters(model);
-    // What is neither new nor unfrozen, plus what was unfrozen in place.
-    let kept = rows
-        .iter()
-        .filter(|row| !row.trainable || of_the_base.contains(&row.id));
-    let head = base.task_head_parameters();
-    Budget {
-        base: (base.base_parameters() - head) as u64,
-        trainable,
-        head: head as u64,
-        base_bytes: kept.map(|row| row.bytes as u64).sum(),
-        adapter_bytes,
-    }
 }

@@ -1,25 +1,26 @@
 //! Groups of trained parameters: their learning rates, their weight decay, when they are frozen.
 //!
 //! A setting names parameters by one of [`KEYWORDS`], or by a run of whole components of their
-//! names: `ln_1`, `h.0`, `c_attn/b`.
+//! names: `ln_1`, `h.0`, `c_attn/b`. Settings are those of a whole study: what they name need not
+//! train under every method.
 
-use std::collections::{BTreeMap, HashSet};
+mod names;
+
+use std::collections::HashSet;
 
 use anyhow::{Result, bail};
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
 use burn::module::{ParamGroup, ParamId};
 use burn::optim::ModuleOptimizer;
 use models::Model;
-use peft_core::geometry::is_part_of;
-use peft_core::{Adapted, Method, Origin, Part, Trained, trained};
+use peft_core::{Adapted, Method, trained};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
 use crate::study::TrainConfig;
 
-/// Names of kinds of parameters: a classifier's head, the base without it, what the method adds,
-/// the biases of all three, and the norms of the base.
-pub const KEYWORDS: [&str; 5] = ["head", "base", "new", "biases", "norms"];
+pub use names::{KEYWORDS, check_used, has_names};
+use names::{Params, factor};
 
 /// Parameters that stay as they are for some epochs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,12 +112,12 @@ impl Groups {
     /// The groups that a study asks for.
     ///
     /// # Errors
-    /// If a name matches no trained parameter, several factors hold for one, or an epoch has
+    /// If a name matches no parameter of the model, several factors hold for one, or an epoch has
     /// nothing to train.
     pub fn new(model: &Adapted<Model>, method: &dyn Method, config: &TrainConfig) -> Result<Self> {
-        let params = trained(model);
+        let params = Params::of(model);
         let mut factors = Vec::new();
-        for param in &params {
+        for param in &params.trained {
             let own = method.rate_factor(&param.name);
             let named = factor(param, &config.rates)?;
             let depth = config
@@ -126,23 +127,22 @@ impl Groups {
             factors.push((param.id, own * named * depth));
         }
         for name in config.rates.keys() {
-            select("train.rates", name, &params)?;
+            params.select("train.rates", name)?;
         }
         let mut frozen = Vec::new();
         for freeze in &config.freeze {
-            frozen.push((
-                freeze.clone(),
-                union("train.freeze", &freeze.params, &params)?,
-            ));
+            let ids = params.union("train.freeze", &freeze.params)?;
+            frozen.push((freeze.clone(), ids));
         }
-        let undecayed = union("train.no_decay", &config.no_decay, &params)?;
+        let undecayed = params.union("train.no_decay", &config.no_decay)?;
         let groups = Self {
             weight_decay: config.weight_decay,
             undecayed: undecayed.into_iter().collect(),
             factors: by_factor(factors.into_iter()),
             frozen,
         };
-        match (0..config.epochs).find(|epoch| groups.frozen_in(*epoch).len() == params.len()) {
+        let count = params.trained.len();
+        match (0..config.epochs).find(|epoch| groups.frozen_in(*epoch).len() == count) {
             Some(epoch) => bail!(
                 "`train.freeze` leaves nothing to train in epoch {epoch}; lower `until_epoch` or \
                  name fewer `params`"
@@ -202,91 +202,6 @@ fn by_factor(factors: impl Iterator<Item = (ParamId, f64)>) -> Vec<(f64, ParamGr
     }
     let group = |(factor, ids)| (factor, ParamGroup::from_ids(ids));
     groups.into_iter().map(group).collect()
-}
-
-/// The factor of `rates` on a parameter: a name counts before a keyword, the longest name before
-/// others.
-fn factor(param: &Trained, rates: &BTreeMap<String, f64>) -> Result<f64> {
-    let weight = |name: &str| match KEYWORDS.contains(&name) {
-        true => 0,
-        false => name.len(),
-    };
-    let hits = || rates.keys().filter(|name| matches(name, param));
-    let Some(most) = hits().map(|name| weight(name)).max() else {
-        return Ok(1.0);
-    };
-    let best: Vec<_> = hits().filter(|name| weight(name) == most).collect();
-    match &best[..] {
-        [only] => Ok(rates[*only]),
-        several => bail!(
-            "`train.rates` has several factors for `{}`: {}; name it more closely",
-            param.name,
-            quoted(several.iter().copied())
-        ),
-    }
-}
-
-/// Whether a name of a setting means this parameter.
-fn matches(name: &str, param: &Trained) -> bool {
-    match name {
-        "head" => param.origin == Origin::Head,
-        "base" => matches!(param.origin, Origin::Base(_)),
-        "new" => param.origin == Origin::New,
-        "biases" => param.is_bias(),
-        "norms" => param.origin == Origin::Base(Part::Norm),
-        _ => is_part_of(&name.replace('/', "."), &param.name.replace('/', ".")),
-    }
-}
-
-/// The parameters that any of the names means.
-fn union(key: &str, names: &[String], params: &[Trained]) -> Result<Vec<ParamId>> {
-    let mut ids = Vec::new();
-    for name in names {
-        for id in select(key, name, params)? {
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-    }
-    Ok(ids)
-}
-
-/// The parameters that a name means.
-fn select(key: &str, name: &str, params: &[Trained]) -> Result<Vec<ParamId>> {
-    let found = params.iter().filter(|param| matches(name, param));
-    let ids: Vec<_> = found.map(|param| param.id).collect();
-    if ids.is_empty() {
-        bail!(
-            "`{key}` names `{name}`, which no trained parameter matches; there are {}",
-            known(params)
-        );
-    }
-    Ok(ids)
-}
-
-/// What names could mean: the keywords that mean something, and the ends of names.
-fn known(params: &[Trained]) -> String {
-    const MOST: usize = 30;
-    let used = |keyword: &&str| params.iter().any(|param| matches(keyword, param));
-    let mut names: Vec<&str> = KEYWORDS.into_iter().filter(used).collect();
-    for param in params {
-        let mut ends = param.name.rmatch_indices(['.', '/']);
-        let second = ends.nth(1).map_or(0, |(at, _)| at + 1);
-        if !names.contains(&&param.name[second..]) {
-            names.push(&param.name[second..]);
-        }
-    }
-    let more = if names.len() > MOST {
-        " and others"
-    } else {
-        ""
-    };
-    quoted(names.into_iter().take(MOST)) + more
-}
-
-fn quoted<'a>(names: impl Iterator<Item = impl AsRef<str> + 'a>) -> String {
-    let names: Vec<_> = names.map(|name| format!("`{}`", name.as_ref())).collect();
-    names.join(", ")
 }
 
 #[cfg(test)]

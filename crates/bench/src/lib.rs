@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod adapters;
 pub mod adversarial;
 pub mod batching;
+pub mod budget;
 pub mod checkpointing;
 pub mod cli;
 pub mod completion;

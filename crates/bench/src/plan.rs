@@ -60,7 +60,8 @@ impl Plan {
     fn chosen(&self, label: &str, store: &RecordStore) -> Result<Option<f64>> {
         let mut records = Vec::new();
         for trial in self.tuning.iter().filter(|trial| trial.label == label) {
-            records.extend(store.find(&trial.hash)?);
+            let record = store.find(&trial.hash)?;
+            records.extend(record.map(|record| trial.renamed(record)));
         }
         if records.is_empty() {
             return Ok(None);
@@ -152,6 +153,20 @@ mod tests {
             "head-only--lr1e-2--s3",
         ];
         assert_eq!(ids(rest), expected);
+    }
+
+    #[test]
+    fn a_row_that_was_renamed_keeps_its_records() {
+        let old = plan(&study("tuning_seeds = 1"));
+        let mut renamed = study("tuning_seeds = 1");
+        renamed.method[0].name = Some("Low rank".into());
+        let renamed = plan(&renamed);
+        // One trial was run under the new name, the others under the old one.
+        let (first, others) = (&renamed.tuning()[..1], &old.tuning()[1..]);
+        let store = with_records(&[first, others].concat(), |t| Some(t.learning_rate));
+        let rest = ids(renamed.rest(&store).unwrap());
+        assert_eq!(rest[0], "low-rank-r1--lr3e-3--s2", "{rest:?}");
+        assert_eq!(rest.len(), 6);
     }
 
     #[test]

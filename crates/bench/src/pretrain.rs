@@ -92,9 +92,10 @@ pub fn pretrain(
     let seed = plan.seed;
     let outcome = train(
         model, &method, config, seed, &training, &evaluator, progress,
-    )?;
-    let loss = evaluator.quick(&outcome.model, dev)?.values["loss"];
-    write(&outcome.model, &shape, eos, &tokenizer, out)?;
+    );
+    let model = outcome.model?;
+    let loss = evaluator.quick(&model, dev)?.values["loss"];
+    write(&model, &shape, eos, &tokenizer, out)?;
     Ok(loss)
 }
 

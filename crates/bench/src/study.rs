@@ -224,6 +224,18 @@ impl MethodRow {
             anyhow::anyhow!("`--method` is not valid TOML: {reason}")
         })
     }
+
+    /// Whether the harness's keys make sense.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what is expected.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.epochs == Some(0) {
+            return Err("`epochs` is 0, expected at least 1".into());
+        }
+        let rates = self.learning_rate.as_ref();
+        rates.map_or(Ok(()), |rates| check_rates("learning_rate", rates))
+    }
 }
 
 impl Study {
@@ -322,24 +334,46 @@ impl Study {
                 "`train.{key}` does not go with `train.adversarial`; leave one of them out"
             ));
         }
-        if self.tuning_seeds == Some(0) {
-            return Err("`tuning_seeds` is 0, expected at least 1".into());
-        }
+        self.check_counts()?;
         train.adversarial.map_or(Ok(()), |it| it.check())?;
         layer_drop::check(train)?;
-        let rates = self.method.iter().filter_map(|m| m.learning_rate.as_ref());
-        let rates = rates
-            .chain([&train.learning_rate])
-            .flat_map(OneOrMany::values);
-        match rates
-            .into_iter()
-            .find(|rate| !(*rate > 0.0 && rate.is_finite()))
-        {
-            Some(rate) => Err(format!(
-                "`learning_rate` is {rate}, expected a number above 0"
+        check_rates("train.learning_rate", &train.learning_rate)
+    }
+
+    /// Refuses what is said of seeds or epochs that the study does not have.
+    fn check_counts(&self) -> Result<(), String> {
+        let (seeds, tuning) = (self.seeds.len(), self.tuning_seeds.unwrap_or(1));
+        if !(1..=seeds).contains(&tuning) {
+            return Err(format!(
+                "`tuning_seeds` is {tuning}, expected at least 1 and at most the {seeds} of `seeds`"
+            ));
+        }
+        let epochs = self.method.iter().map(|row| row.epochs);
+        let epochs = epochs.map(|own| own.unwrap_or(self.train.epochs));
+        let most = epochs.max().unwrap_or(self.train.epochs);
+        let late = |freeze: &&Freeze| freeze.from_epoch >= most;
+        match self.train.freeze.iter().find(late) {
+            Some(Freeze { from_epoch, .. }) => Err(format!(
+                "`from_epoch` of `train.freeze` is {from_epoch}, expected less than the {most} epochs \
+                 of the run: they are counted from 0"
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses learning rates that are none.
+fn check_rates(key: &str, rates: &OneOrMany<f64>) -> Result<(), String> {
+    let rates = rates.values();
+    if rates.is_empty() {
+        return Err(format!(
+            "`{key}` is an empty list, expected at least one rate"
+        ));
+    }
+    let is_rate = |rate: &f64| *rate > 0.0 && rate.is_finite();
+    match rates.iter().find(|rate| !is_rate(rate)) {
+        Some(rate) => Err(format!("`{key}` is {rate}, expected a number above 0")),
+        None => Ok(()),
     }
 }
 

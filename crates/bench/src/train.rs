@@ -1,67 +1,38 @@
 //! The training loop, the same for every method.
 
+mod layout;
+mod outcome;
+mod plan;
+mod random;
+
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use burn::module::Module;
 use burn::tensor::Device;
 use models::Model;
-use peft_core::{Adapted, Host, Init, Method, state};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use peft_core::{Adapted, Host, Method, state};
 use report::record::{CurvePoint, TimeInfo};
 
-use crate::adversarial::Adversary;
-use crate::batching::{TrainBatch, collate, pack};
-use crate::data::Example;
+use crate::batching::TrainBatch;
 use crate::evaluate::Evaluator;
-use crate::groups::Groups;
 use crate::layer_drop::{LayerDrop, as_evaluated};
-use crate::mixture;
+use crate::memory;
 use crate::progress::Progress;
 use crate::quantile::quantile;
-use crate::schedule::Schedule;
 use crate::stepper::Stepper;
-use crate::study::{OneOrMany, Task, TrainConfig};
+use crate::study::TrainConfig;
 
-/// What training gives.
-pub struct Outcome {
-    /// The trained model.
-    pub model: Adapted<Model>,
-    /// Losses and dev scores along the way.
-    pub curve: Vec<CurvePoint>,
-    /// Times; evaluation counted apart.
-    pub time: TimeInfo,
-}
-
-/// Why training ended without a model.
-#[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// The loss stopped being finite.
-    #[error("the loss was {loss} at step {step}")]
-    Diverged {
-        /// Optimizer steps taken.
-        step: usize,
-        /// The loss.
-        loss: f32,
-    },
-    /// The time limit was reached.
-    #[error("stopped at step {step} after {minutes} minutes")]
-    Timeout {
-        /// Optimizer steps taken.
-        step: usize,
-        /// The limit.
-        minutes: f64,
-    },
-    /// Anything else.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
-}
+pub(crate) use layout::{arrange, order};
+pub use outcome::{Outcome, Stopped};
+use plan::{Plan, stepper};
+pub(crate) use random::rng;
+pub use random::seed_device;
 
 /// Trains a model with its method on the evaluator's data.
 ///
-/// # Errors
-/// If the settings do not go with the model, the loss stops being finite, the time limit is reached, or an evaluation fails.
+/// It ends without a model where the settings do not go with the one given, a loss stops being
+/// finite, the time limit is reached, or an evaluation fails.
 pub fn train(
     model: Adapted<Model>,
     method: &dyn Method,
@@ -70,37 +41,18 @@ pub fn train(
     device: &Device,
     evaluator: &Evaluator<'_>,
     progress: &mut dyn Progress,
-) -> Result<Outcome, Stopped> {
+) -> Outcome {
     let plan = Plan::new(evaluator.data.splits.train.len(), config);
-    let stepper = stepper(model, method, config, seed, &plan, device)?;
+    let stepper = match stepper(model, method, config, seed, &plan, device) {
+        Ok(stepper) => stepper,
+        Err(error) => return Outcome::without_a_step(error),
+    };
+    memory::restart_peak();
     let mut run = Run::new(stepper, plan, config, seed, device, evaluator);
     progress.start(run.plan.steps);
-    for pass in 0..config.epochs {
-        if run.epoch(pass, progress)? == Flow::Stop {
-            break;
-        }
-    }
+    let ended = run.all_epochs(progress);
     progress.finish();
-    Ok(run.finish())
-}
-
-/// Number of optimizer steps of a run.
-struct Plan {
-    steps: usize,
-    /// Batches after which dev is evaluated.
-    evaluate_every: usize,
-}
-
-impl Plan {
-    fn new(examples: usize, config: &TrainConfig) -> Self {
-        let batches = examples.div_ceil(config.batch_size).max(1);
-        let steps_per_epoch = batches.div_ceil(config.accumulation);
-        let evaluate_every = batches.div_ceil(config.evaluations_per_epoch);
-        Self {
-            steps: steps_per_epoch * config.epochs,
-            evaluate_every,
-        }
-    }
+    run.finish(ended)
 }
 
 #[derive(PartialEq)]
@@ -121,40 +73,13 @@ struct Run<'a> {
     step: usize,
     step_times: Vec<Duration>,
     tokens: usize,
+    /// Largest resident set in training so far.
+    peak: u64,
     /// Losses since the last point of the curve.
     recent: Vec<f32>,
     curve: Vec<CurvePoint>,
     best: Option<(f64, state::Tensors)>,
     without_gain: usize,
-}
-
-/// The model with what the settings and its method say of its steps.
-fn stepper(
-    model: Adapted<Model>,
-    method: &dyn Method,
-    config: &TrainConfig,
-    seed: u64,
-    plan: &Plan,
-    device: &Device,
-) -> anyhow::Result<Stepper> {
-    let OneOrMany::One(rate) = config.learning_rate else {
-        unreachable!("a trial has one learning rate")
-    };
-    let (steps, warmup) = (plan.steps, config.warmup_of(plan.steps));
-    ensure!(
-        config.warmup_steps.is_none() || warmup < steps,
-        "`train.warmup_steps` is {warmup}, expected fewer than the run's {steps} steps"
-    );
-    let schedule = Schedule::new(config.schedule, rate, warmup, steps);
-    let groups = Groups::new(&model, method, config)?;
-    let init = Init::new(rng(seed, "regulator").random(), device);
-    let regulator = method.regulator(steps, init)?;
-    let width = model.host.geometry().width;
-    let adversary = config.adversarial;
-    let adversary = adversary.map(|config| Adversary::new(config, width, seed));
-    let stepper = Stepper::new(model, groups, schedule, config.clip);
-    let stepper = stepper.with_checkpointing(config.checkpointing);
-    Ok(stepper.regulated(regulator).against(adversary))
 }
 
 impl<'a> Run<'a> {
@@ -179,11 +104,21 @@ impl<'a> Run<'a> {
             step: 0,
             step_times: Vec::new(),
             tokens: 0,
+            peak: 0,
             recent: Vec::new(),
             curve: Vec::new(),
             best: None,
             without_gain: 0,
         }
+    }
+
+    fn all_epochs(&mut self, progress: &mut dyn Progress) -> Result<(), Stopped> {
+        for pass in 0..self.config.epochs {
+            if self.epoch(pass, progress)? == Flow::Stop {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn epoch(&mut self, pass: usize, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
@@ -234,14 +169,14 @@ impl<'a> Run<'a> {
         let loss = self.stepper.step(batches);
         self.step_times.push(start.elapsed());
         self.step += 1;
-        self.recent.push(loss);
-        let minutes = self.config.timeout_minutes;
         if !loss.is_finite() {
             return Err(Stopped::Diverged {
                 step: self.step,
                 loss,
             });
         }
+        self.recent.push(loss);
+        let minutes = self.config.timeout_minutes;
         if minutes > 0.0 && self.started.elapsed().as_secs_f64() > minutes * 60.0 {
             return Err(Stopped::Timeout {
                 step: self.step,
@@ -257,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     /// Adds a point to the curve.
-    fn point(&mut self, epochs: f64, dev: Option<std::collections::BTreeMap<String, f64>>) {
+    fn point(&mut self, epochs: f64, dev: Option<BTreeMap<String, f64>>) {
         let losses = std::mem::take(&mut self.recent);
         let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len().max(1) as f64;
         self.curve.push(CurvePoint {
@@ -270,12 +205,19 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, epochs: f64, progress: &mut dyn Progress) -> Result<Flow, Stopped> {
-        let model = as_evaluated(self.stepper.model(), self.config);
-        let dev = self
-            .evaluator
-            .quick(&model, &self.evaluator.data.splits.dev)?
-            .values;
+        let dev = self.apart(|run| {
+            let model = as_evaluated(run.stepper.model(), run.config);
+            let dev = &run.evaluator.data.splits.dev;
+            run.evaluator.quick(&model, dev)
+        });
+        let dev = dev?.values;
         progress.evaluated(epochs, &dev);
+        if let Some(loss) = dev.get("loss").filter(|loss| !loss.is_finite()) {
+            return Err(Stopped::DivergedOnDev {
+                step: self.step,
+                loss: *loss,
+            });
+        }
         let score = self.dev_score(&dev);
         self.point(epochs, Some(dev));
         if self.config.early_stopping == 0 || !self.stepper.is_of_final_form() {
@@ -291,8 +233,16 @@ impl<'a> Run<'a> {
         Ok(if stop { Flow::Stop } else { Flow::Continue })
     }
 
+    /// Does something whose memory is not that of training.
+    fn apart<T>(&mut self, work: impl FnOnce(&Self) -> T) -> T {
+        self.peak = self.peak.max(memory::peak_rss());
+        let done = work(self);
+        memory::restart_peak();
+        done
+    }
+
     /// What early stopping goes by: the study's metric where the evaluation has it, else the loss.
-    fn dev_score(&self, dev: &std::collections::BTreeMap<String, f64>) -> f64 {
+    fn dev_score(&self, dev: &BTreeMap<String, f64>) -> f64 {
         let metric = self.evaluator.task.metric();
         match dev.get(metric.name()) {
             Some(score) if metric.higher_is_better() => *score,
@@ -301,19 +251,23 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn finish(self) -> Outcome {
-        let time = self.time();
-        let model = self.stepper.into_model();
-        let model = match self.best {
-            Some((_, best)) => {
-                state::restore(model, best, "best").expect("taken from the same model")
-            }
-            None => model,
-        };
+    fn finish(mut self, ended: Result<(), Stopped>) -> Outcome {
+        if !self.recent.is_empty() {
+            let share = self.step as f64 / self.plan.steps as f64;
+            self.point(share * self.config.epochs as f64, None);
+        }
+        let (time, peak) = (self.time(), self.peak.max(memory::peak_rss()));
+        let (stepper, best) = (self.stepper, self.best);
+        let model = ended.map(|()| match best {
+            Some((_, best)) => state::restore(stepper.into_model(), best, "best")
+                .expect("taken from the same model"),
+            None => stepper.into_model(),
+        });
         Outcome {
             model,
             curve: self.curve,
             time,
+            peak,
         }
     }
 
@@ -335,44 +289,6 @@ impl<'a> Run<'a> {
             ..TimeInfo::default()
         }
     }
-}
-
-/// The batches of one pass over the examples of a run.
-pub(crate) fn order<'a>(
-    task: &Task,
-    examples: &'a [Example],
-    batch_size: usize,
-    seed: u64,
-    pass: usize,
-) -> Vec<Vec<&'a Example>> {
-    let seed = seed.wrapping_mul(1_000_003).wrapping_add(pass as u64);
-    mixture::epoch(task, examples, batch_size, seed)
-}
-
-/// Puts examples on a device as a batch.
-pub(crate) type Arrange = fn(&[&Example], &Model, &Device) -> TrainBatch;
-
-/// How the settings lay the examples of a batch out.
-pub(crate) fn arrange(config: &TrainConfig) -> Arrange {
-    match config.packing {
-        true => pack,
-        false => collate,
-    }
-}
-
-/// Makes Burn's own random numbers (dropout) follow the seed.
-pub fn seed_device(seed: u64, device: &Device) {
-    device.seed(ChaCha8Rng::seed_from_u64(seed).random());
-}
-
-/// Random numbers of a run for one purpose, so that drawing for one leaves the others' alone.
-pub(crate) fn rng(seed: u64, purpose: &str) -> ChaCha8Rng {
-    let mut key = [0; 32];
-    let bytes = seed.to_le_bytes().into_iter().chain(purpose.bytes());
-    key.iter_mut()
-        .zip(bytes)
-        .for_each(|(key, byte)| *key = byte);
-    ChaCha8Rng::from_seed(key)
 }
 
 /// The number of values and bytes the trained parameters take.

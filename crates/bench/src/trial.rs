@@ -1,26 +1,25 @@
 //! Trials: one method at one size, learning rate and seed, fully resolved.
 
+mod hash;
+mod size;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use peft_core::Method;
-use report::record::{Size, TrialInfo};
+use report::record::{Record, Size, TrialInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::error::BenchError;
 use crate::hub::RepoId;
 use crate::layer_drop::AdapterDrop;
-use crate::parts;
 use crate::registry::Registry;
-use crate::source::hex;
 pub use crate::storage::StorageSpec;
 use crate::study::{MethodRow, OneOrMany, Study, Task, TrainConfig};
-
-/// Bumped when the meaning of a trial changes, so that old records are not taken for new results.
-const GENERATION: u32 = 2;
+use hash::with_hash;
+use size::{Sized, sizes};
 
 /// Everything needed to run one trial, in this process or another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -111,6 +110,16 @@ impl Trial {
         Ok(())
     }
 
+    /// A record of this trial under the names that the study has for it now: they are no part of
+    /// what a record is found by.
+    pub fn renamed(&self, mut record: Record) -> Record {
+        let info = &mut record.trial;
+        info.id.clone_from(&self.id);
+        info.label.clone_from(&self.label);
+        info.family.clone_from(&self.family);
+        record
+    }
+
     /// What records and reports say of the trial.
     pub fn info(&self, registry: &Registry) -> Result<TrialInfo, BenchError> {
         let preset = self.method(registry)?.storage();
@@ -140,16 +149,6 @@ impl Trial {
             config,
         })
     }
-}
-
-/// A row of the study at one size.
-struct Sized {
-    label: String,
-    family: String,
-    slug: String,
-    config: Value,
-    size: Option<Size>,
-    storage: StorageSpec,
 }
 
 /// Expands a study into its trials, seeds innermost. `sources` holds the fingerprints of model and
@@ -221,78 +220,6 @@ fn resolve(
     }
 }
 
-/// The row at each of its sizes, every configuration accepted by the registry.
-fn sizes(row: &MethodRow, registry: &Registry, place: usize) -> Result<Vec<Sized>, BenchError> {
-    let at = |reason: String| BenchError::Method {
-        place: format!("{place} (`{}`)", row.kind),
-        reason,
-    };
-    let info = registry.entry(&row.kind)?.info;
-    let mut config = row.config.clone();
-    let storage = row.storage.as_deref().unwrap_or("f32");
-    let storage = StorageSpec::take(storage, &mut config).map_err(at)?;
-    let swept = info
-        .size_key
-        .and_then(|key| config.get(key).cloned().map(|value| (key, value)));
-    let variants = match swept {
-        Some((key, Value::Array(values))) => values.into_iter().map(|v| Some((key, v))).collect(),
-        Some((key, value)) => vec![Some((key, value))],
-        None => vec![None],
-    };
-    variants
-        .into_iter()
-        .map(|size| {
-            if let Some((key, value)) = &size {
-                config.insert((*key).to_string(), value.clone());
-            }
-            let config = Value::Object(config.clone());
-            let resolved = registry.resolve(&row.kind, &config).map_err(|e| match e {
-                // The place in the file says more than the kind.
-                BenchError::Method { reason, .. } => at(reason),
-                other => other,
-            });
-            let (config, method) = resolved?;
-            let size = method.size().zip(info.size_key);
-            let size = size.map(|(value, name)| Size {
-                name: name.into(),
-                value,
-            });
-            Ok(name(row, info.name, config, size, storage.clone()))
-        })
-        .collect()
-}
-
-fn name(
-    row: &MethodRow,
-    name: &str,
-    config: Value,
-    size: Option<Size>,
-    storage: StorageSpec,
-) -> Sized {
-    let mut family = row.name.clone().unwrap_or_else(|| name.into());
-    if row.name.is_none() && storage != StorageSpec::F32 {
-        family = format!("{family} {}", storage.name());
-    }
-    let label = match &size {
-        None => family.clone(),
-        Some(size) if size.name == "rank" => format!("{family} r{}", size.value),
-        Some(size) => format!("{family} {}", size.value),
-    };
-    // `(IA)^3` to `ia-3`, `Compacter++ 4` to `compacterpp-4`.
-    let spelt = label.to_lowercase().replace('+', "p");
-    let words = spelt.split(|c: char| !c.is_ascii_alphanumeric());
-    let slug = words.filter(|word| !word.is_empty()).collect::<Vec<_>>();
-    let slug = slug.join("-");
-    Sized {
-        label,
-        family,
-        slug,
-        config,
-        size,
-        storage,
-    }
-}
-
 /// The kind, configuration and storage of a row that names a single method.
 ///
 /// # Errors
@@ -308,41 +235,6 @@ pub fn single(
             place: row.kind.clone(),
             reason: "give one size".into(),
         }),
-    }
-}
-
-/// Hashes everything that decides the result. Paths do not: the files' fingerprints stand for them.
-fn with_hash(mut trial: Trial, registry: &Registry, sources: &BTreeMap<String, String>) -> Trial {
-    let mut task = serde_json::to_value(&trial.task).expect("tasks serialise");
-    forget_paths(&mut task);
-    if let Some(Value::Object(tasks)) = task.get_mut("tasks") {
-        tasks.values_mut().for_each(forget_paths);
-    }
-    let mut config = trial.config.clone();
-    parts::forget_folders(&mut config);
-    let mut decisive = serde_json::json!({
-        "generation": GENERATION, "sources": sources, "task": task, "train": trial.train,
-        "kind": trial.kind, "config": config, "storage": trial.storage,
-        "learning_rate": trial.learning_rate, "seed": trial.seed, "samples": trial.samples,
-        "device": trial.device,
-    });
-    // Tasks of classes had one head for all when there were only those with the same labels.
-    if matches!(&trial.task, Task::Mixture(mixture) if mixture.is_of_classes()) {
-        decisive["heads"] = "of every task".into();
-    }
-    let revisions = registry.revisions(&trial.kind, &config);
-    if !revisions.is_empty() {
-        decisive["revisions"] = serde_json::json!(revisions);
-    }
-    trial.hash = hex(&Sha256::digest(decisive.to_string().as_bytes()));
-    trial
-}
-
-fn forget_paths(task: &mut Value) {
-    if let Some(Value::Object(data)) = task.get_mut("data") {
-        ["train", "dev", "test"].iter().for_each(|split| {
-            data.remove(*split);
-        });
     }
 }
 

@@ -1,17 +1,18 @@
 //! Whole trials with what acts around the optimizer's step: groups, freezing, methods that prune
 //! and merge as they train, or look at the data before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bench::execute;
 use bench::groups::Freeze;
 use bench::progress::Silent;
 use bench::registry::Registry;
-use bench::study::Study;
+use bench::study::{Study, TrainConfig};
 use bench::trial::{Trial, expand};
 use burn::module::Module;
-use peft_core::Init;
+use models::Model;
+use peft_core::{Host, Init};
 use report::record::{Record, Status};
 use serde_json::{Value, json};
 
@@ -30,14 +31,19 @@ fn run(trial: &Trial) -> Record {
     execute::run_to_record(trial, &Registry::builtin(), &mut Silent).unwrap()
 }
 
-/// The trained adapter of a folder, in its base.
-fn load(trial: &Trial, adapter: &Path) -> bench::adapter::Fitted {
+/// The base of a trial.
+fn base(trial: &Trial) -> Model {
     let training = peft_core::device("cpu").unwrap().autodiff();
     let folder = Path::new(&trial.model);
     let prepared = bench::data::prepare(&trial.task, folder, trial.seed, &training).unwrap();
+    prepared.loaded.model
+}
+
+/// The trained adapter of a folder, in its base.
+fn load(trial: &Trial, adapter: &Path) -> bench::adapter::Fitted {
+    let training = peft_core::device("cpu").unwrap().autodiff();
     let mut init = Init::new(trial.seed, &training);
-    let base = prepared.loaded.model;
-    bench::adapter::load(base, adapter, &Registry::builtin(), &mut init).unwrap()
+    bench::adapter::load(base(trial), adapter, &Registry::builtin(), &mut init).unwrap()
 }
 
 /// The test loss of a base with a saved adapter.
@@ -144,41 +150,95 @@ fn what_a_look_at_the_data_found_is_in_the_adapter_and_in_the_record() {
     assert_eq!(plain.time.look_s, 0.0);
 }
 
+/// The values of a model's base by the names of the checkpoint.
+fn values(model: &Model) -> BTreeMap<String, Vec<f32>> {
+    let params = model.geometry().params.into_iter();
+    let value = |param: peft_core::BaseParam| {
+        let found = peft_core::state::tensors_of(model, &HashSet::from([param.id]));
+        let data = found.into_values().next().unwrap();
+        (param.name, data.try_to_vec::<f32>().unwrap())
+    };
+    params.map(value).collect()
+}
+
 #[test]
-fn groups_and_freezing_act_in_a_trial_and_its_record_tells_them() {
-    let mut plain = trial("full", json!({}));
-    (plain.train.epochs, plain.train.early_stopping) = (2, 2);
-    let mut grouped = plain.clone();
-    grouped.train.rates = BTreeMap::from([("norms".into(), 0.5)]);
-    grouped.train.layer_decay = Some(0.9);
-    grouped.train.no_decay = vec!["biases".into(), "norms".into()];
-    grouped.train.freeze = vec![Freeze {
+fn what_is_frozen_in_a_trial_stays_the_base_bit_for_bit() {
+    let mut frozen = trial("full", json!({}));
+    frozen.train.freeze = vec![Freeze {
         params: vec!["h.0".into(), "wte".into()],
         from_epoch: 0,
-        until_epoch: Some(1),
+        until_epoch: None,
     }];
-    let (plain, grouped) = (run(&plain), run(&grouped));
-    for record in [&plain, &grouped] {
-        assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("adapter");
+    let record = execute::run(&frozen, &Registry::builtin(), Some(&out), &mut Silent).unwrap();
+    assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    let told = &record.trial.config["train"]["freeze"][0];
+    assert_eq!(told["params"], json!(["h.0", "wte"]));
+    let before = values(&base(&frozen));
+    let after = values(&load(&frozen, &out).model.host);
+    let is_frozen = |name: &str| name.contains(".h.0.") || name.contains("wte");
+    let counted = before.keys().filter(|name| is_frozen(name)).count();
+    assert!(counted > 1 && counted < before.len(), "{counted}");
+    for (name, values) in before {
+        assert_eq!(after[&name] == values, is_frozen(&name), "{name}");
     }
-    assert_ne!(plain.scores["dev"]["loss"], grouped.scores["dev"]["loss"]);
-    let told = &grouped.trial.config["train"];
-    assert_eq!(told["rates"]["norms"], 0.5);
-    assert_eq!(told["freeze"][0]["until_epoch"], 1);
-    assert!(plain.trial.config["train"].get("rates").is_none());
+}
+
+#[test]
+fn every_setting_of_groups_acts_in_a_trial_and_its_record_tells_it() {
+    let plain = trial("full", json!({}));
+    let loss = |trial: &Trial| {
+        let record = run(trial);
+        assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+        (
+            record.scores["dev"]["loss"],
+            record.trial.config["train"].clone(),
+        )
+    };
+    let (expected, told) = loss(&plain);
+    let settings: [(&str, fn(&mut TrainConfig)); 3] = [
+        ("rates", |train| {
+            train.rates = BTreeMap::from([("norms".into(), 0.5)]);
+        }),
+        ("layer_decay", |train| train.layer_decay = Some(0.9)),
+        ("no_decay", |train| train.no_decay = vec!["norms".into()]),
+    ];
+    for (key, set) in settings {
+        let mut grouped = plain.clone();
+        set(&mut grouped.train);
+        let (found, grouped) = loss(&grouped);
+        assert_ne!(found, expected, "{key}");
+        assert!(told.get(key).is_none() && grouped.get(key).is_some());
+    }
+}
+
+#[test]
+fn one_setting_of_groups_is_for_all_methods_of_a_study() {
+    for (kind, config) in [("lora", json!({"rank": 2})), ("bitfit", json!({}))] {
+        let mut trial = trial(kind, config);
+        trial.train.no_decay = vec!["norms".into(), "biases".into()];
+        let record = run(&trial);
+        assert_eq!(
+            record.status,
+            Status::Ok,
+            "{kind}: {}",
+            record.status.reason()
+        );
+    }
 }
 
 #[test]
 fn settings_that_do_not_fit_the_model_or_the_run_are_records_of_failure_that_name_the_key() {
     let lora = || trial("lora", json!({"rank": 2}));
     let mut unmatched = lora();
-    unmatched.train.rates = BTreeMap::from([("head".into(), 2.0)]);
+    unmatched.train.rates = BTreeMap::from([("heda".into(), 2.0)]);
     let mut warmup = lora();
     warmup.train.warmup_steps = Some(4);
     let other = trial("adalora", json!({"total_steps": 5}));
     let merges = trial("relora", json!({"merge_every": 1, "merges": 1}));
     for (trial, expected) in [
-        (unmatched, "`train.rates` names `head`"),
+        (unmatched, "`train.rates` names `heda`, which no parameter"),
         (
             warmup,
             "`train.warmup_steps` is 4, expected fewer than the run's 4 steps",

@@ -184,6 +184,27 @@ fn every_strategy_trains_repeats_bit_for_bit_and_differs_from_plain_training() {
 }
 
 #[test]
+fn layers_that_are_never_trained_are_not_counted_and_what_does_nothing_is_said() {
+    let mut lora = trial("scripts/smoke.toml", "lora-r4");
+    let whole = run(&lora);
+    lora.train.adapter_drop = Some(AdapterDrop::Specialized { layers: 2 });
+    let dropped = run(&lora);
+    // Two of four layers.
+    assert_eq!(dropped.budget.trainable * 2, whole.budget.trainable);
+    let (whole, dropped) = (&whole.memory, &dropped.memory);
+    assert_eq!(dropped.optimizer * 2, whole.optimizer);
+    assert_eq!(
+        whole.predicted_peak - dropped.predicted_peak,
+        3 * (whole.adapter - dropped.adapter)
+    );
+    let mut full = trial("scripts/smoke.toml", "full");
+    full.train.adapter_drop = lora.train.adapter_drop;
+    let said = run(&full).warnings;
+    let idle = |warning: &String| warning.contains("`train.adapter_drop` is without effect");
+    assert!(said.iter().any(idle), "{said:?}");
+}
+
+#[test]
 fn more_layers_without_the_method_than_the_model_has_are_a_failure_that_says_so() {
     let mut trial = trial("scripts/smoke.toml", "lora-r4");
     trial.train.adapter_drop = Some(AdapterDrop::Specialized { layers: 99 });

@@ -77,17 +77,33 @@ fn the_same_trial_twice_gives_the_same_losses_and_answers_bit_for_bit() {
     }
 }
 
+/// Keeps so many examples to learn from.
+fn limit(trial: &mut Trial, train: usize) {
+    let bench::study::Task::Completion { limit, .. } = &mut trial.task else {
+        panic!("the study is of completions")
+    };
+    limit.train = Some(train);
+}
+
 #[test]
-fn accumulated_batches_train_as_one_batch_of_their_size() {
+fn accumulated_batches_show_the_losses_of_one_batch_of_their_size_step_by_step() {
     let mut whole = trial("scripts/smoke.toml", "lora-r4");
-    whole.train.clip = 0.0;
+    // One batch is all there is to learn from, so that every step sees the same examples.
+    limit(&mut whole, 16);
+    (whole.train.epochs, whole.train.clip) = (4, 0.0);
     let mut parts = whole.clone();
     (parts.train.batch_size, parts.train.accumulation) = (8, 2);
     let (whole, parts) = (run(&whole), run(&parts));
-    assert_eq!(whole.time.steps, parts.time.steps);
-    assert_eq!(parts.status, Status::Ok, "{}", parts.status.reason());
-    let (a, b) = (whole.scores["dev"]["loss"], parts.scores["dev"]["loss"]);
-    assert!((a - b).abs() < 0.1 * a, "{a} and {b}");
+    for record in [&whole, &parts] {
+        assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+        assert_eq!(record.time.steps, 4);
+    }
+    assert_eq!(whole.curve.len(), 4);
+    for (a, b) in whole.curve.iter().zip(&parts.curve) {
+        let (a, b) = (a.train_loss.unwrap(), b.train_loss.unwrap());
+        // Answers of more tokens weigh less in a batch of their own.
+        assert!((a - b).abs() < 0.02 * a, "{a} and {b}");
+    }
 }
 
 #[test]
@@ -111,18 +127,73 @@ fn early_stopping_ends_a_run_that_no_longer_gains_and_keeps_the_best() {
     );
 }
 
+/// The smoke study's trial of a method at a rate without warm-up or clipping.
+fn unbridled(id: &str, rate: f64) -> Trial {
+    let mut trial = trial("scripts/smoke.toml", id);
+    trial.train.learning_rate = bench::study::OneOrMany::One(rate);
+    (trial.train.clip, trial.train.warmup) = (0.0, 0.0);
+    trial
+}
+
+/// Whether a record can be kept, and comes back as it was.
+fn is_kept(record: &Record) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let store = report::RecordStore::open(folder.path()).unwrap();
+    store.append(record).unwrap();
+    store.find(&record.trial.hash).unwrap().as_ref() == Some(record)
+}
+
 #[test]
-fn a_learning_rate_that_explodes_is_a_record_of_divergence() {
-    let mut trial = trial("scripts/smoke.toml", "lora-r4");
-    trial.train.learning_rate = bench::study::OneOrMany::One(1e30);
-    trial.train.clip = 0.0;
-    trial.train.warmup = 0.0;
-    let record = run(&trial);
+fn a_learning_rate_that_explodes_is_a_record_of_divergence_with_what_was_learned_before() {
+    let record = run(&unbridled("lora-r4", 1e30));
+    assert_eq!(record.status.name(), "diverged", "{:?}", record.status);
+    assert!(is_kept(&record));
+    let losses: Vec<_> = record.curve.iter().map(|point| point.train_loss).collect();
     assert!(
-        matches!(record.status, Status::Diverged { .. }),
-        "{:?}",
-        record.status
+        !losses.is_empty() && losses.iter().all(Option::is_some),
+        "{losses:?}"
     );
+    let (time, steps) = (&record.time, record.time.steps);
+    assert!(steps > 1 && time.train_s > 0.0, "{time:?}");
+    assert!(record.memory.measured_peak > 0);
+}
+
+#[test]
+fn parameters_that_explode_in_the_last_step_are_a_record_of_divergence() {
+    let mut trial = unbridled("lora-r4", 1e30);
+    limit(&mut trial, 16);
+    let record = run(&trial);
+    assert_eq!(record.status.name(), "diverged", "{:?}", record.status);
+    let reason = record.status.reason();
+    assert!(
+        reason.contains("the loss on dev was") && reason.contains("step 1"),
+        "{reason}"
+    );
+    assert_eq!(record.time.steps, 1);
+    assert!(is_kept(&record));
+}
+
+#[test]
+fn a_loss_too_large_for_its_perplexity_is_a_result_like_others() {
+    let mut trial = unbridled("head", 1e3);
+    limit(&mut trial, 16);
+    let record = run(&trial);
+    assert_eq!(record.status, Status::Ok, "{}", record.status.reason());
+    let scores = &record.scores["test"];
+    assert!(scores["loss"] > 710.0, "{scores:?}");
+    assert!(is_kept(&record));
+    let said = |warning: &String| warning.contains("perplexities on test");
+    assert!(record.warnings.iter().any(said), "{:?}", record.warnings);
+}
+
+#[test]
+fn a_trial_that_ran_out_of_time_keeps_its_curve_and_its_times() {
+    let mut trial = trial("scripts/smoke.toml", "lora-r4");
+    trial.train.timeout_minutes = 1e-9;
+    let record = run(&trial);
+    assert_eq!(record.status.name(), "timeout", "{:?}", record.status);
+    assert_eq!((record.curve.len(), record.time.steps), (1, 1));
+    assert!(record.curve[0].epoch > 0.0 && is_kept(&record));
 }
 
 #[test]

@@ -53,6 +53,9 @@ impl MethodConfig for Mam {
         size_key: None,
     };
 
+    // Its prefix starts as wide as in the Python libraries.
+    const REVISION: u32 = 1;
+
     fn examples() -> Vec<Self> {
         let (_, _, adapter) = crate::examples::bottlenecks();
         let prefixes = Prefix::examples().into_iter();

@@ -105,6 +105,9 @@ impl MethodConfig for Prefix {
         size_key: Some("num_virtual_tokens"),
     };
 
+    // Flat prefixes start as wide as in the Python libraries.
+    const REVISION: u32 = 1;
+
     fn examples() -> Vec<Self> {
         vec![
             Prefix {

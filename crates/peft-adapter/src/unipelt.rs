@@ -74,6 +74,9 @@ impl MethodConfig for UniPelt {
         size_key: None,
     };
 
+    // Its prefix starts as wide as in the Python libraries.
+    const REVISION: u32 = 1;
+
     fn examples() -> Vec<Self> {
         let (adapter, _, _) = crate::examples::bottlenecks();
         let prefixes = Prefix::examples().into_iter();

@@ -66,4 +66,4 @@ pub use regulate::{Consequences, Regulator, Seams, Step, regulate};
 pub use site::{Role, Site, Targets};
 pub use store::{divides, pack};
 pub use tap::{Sublayer, Tap, TapSlot};
-pub use trained::{Origin, Trained, trained};
+pub use trained::{Origin, Trained, parameter_names, trained};

@@ -54,10 +54,7 @@ struct Settler<'a> {
 }
 
 impl<'a> Settler<'a> {
-    fn of<H: Host>(
-        model: &'a Adapted<H>,
-        linear: fn(&Proj, &Pass<'_>) -> Option<Proj>,
-    ) -> Self {
+    fn of<H: Host>(model: &'a Adapted<H>, linear: fn(&Proj, &Pass<'_>) -> Option<Proj>) -> Self {
         Self {
             pass: Pass::with_shared(model.shared.as_ref()),
             linear,

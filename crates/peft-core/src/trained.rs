@@ -59,6 +59,14 @@ pub fn trained<H: Host>(adapted: &Adapted<H>) -> Vec<Trained> {
         .collect()
 }
 
+/// The names of all parameters, trained or not, in the order of the alphabet.
+pub fn parameter_names<H: Host>(adapted: &Adapted<H>) -> Vec<String> {
+    let places = places(adapted).into_values();
+    let mut names: Vec<_> = places.map(|place| place.name).collect();
+    names.sort();
+    names
+}
+
 fn origin(geometry: &Geometry, id: ParamId) -> Origin {
     match geometry.params.iter().find(|param| param.id == id) {
         Some(param) if param.is_task_head() => Origin::Head,
@@ -123,5 +131,10 @@ mod tests {
         );
         assert_eq!(find("layers.1.mlp.down/weight"), (Origin::New, 1, false));
         assert_eq!(all.len(), 1 + 2 * (4 + 1));
+        // Frozen ones have names too.
+        let names = parameter_names(&adapted);
+        for name in ["layers.0.attn.query.weight", "layers.1.mlp.down/weight"] {
+            assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
+        }
     }
 }

@@ -68,6 +68,9 @@ impl MethodConfig for Hra {
         size_key: Some("rank"),
     };
 
+    // Its vectors start as long as in HF PEFT.
+    const REVISION: u32 = 1;
+
     fn examples() -> Vec<Self> {
         let of = |rank| Hra {
             rank,

@@ -56,6 +56,9 @@ impl MethodConfig for Vera {
         size_key: Some("rank"),
     };
 
+    // The shared matrices start as wide as in HF PEFT.
+    const REVISION: u32 = 1;
+
     fn examples() -> Vec<Self> {
         vec![
             Vera {

@@ -84,10 +84,18 @@ impl Rate<'_> {
             .collect()
     }
 
-    fn diverged(&self) -> bool {
-        self.failed
-            .iter()
-            .any(|record| matches!(record.status, Status::Diverged { .. }))
+    /// The seeds that were run, however they ended.
+    fn attempted(&self) -> BTreeSet<u64> {
+        let all = self.ok.iter().chain(&self.failed);
+        all.map(|record| record.trial.seed).collect()
+    }
+
+    /// Whether any of these seeds diverged.
+    fn diverged(&self, seeds: &BTreeSet<u64>) -> bool {
+        self.failed.iter().any(|record| {
+            let diverged = matches!(record.status, Status::Diverged { .. });
+            diverged && seeds.contains(&record.trial.seed)
+        })
     }
 }
 
@@ -132,13 +140,15 @@ pub(crate) fn groups<'a>(records: &'a [Record], metric: &Metric) -> Vec<Group<'a
 }
 
 /// The learning rate with the best mean dev score over the seeds that were run at every rate, so
-/// that a rate tried with few seeds meets the others on those. One at which a seed diverged is taken
-/// only where every other did too: its mean would be over the lucky seeds. The test score plays no
-/// part.
+/// that a rate tried with few seeds meets the others on those. One at which such a seed diverged is
+/// taken only where every other did too: its mean would be over the lucky seeds. What seeds do that
+/// ran at the chosen rate alone does not choose another one. The test score plays no part.
 fn choose(rates: &[Rate<'_>], metric: &Metric) -> Option<usize> {
     let dev = compared(rates);
+    let tried = rates.iter().map(Rate::attempted).reduce(|a, b| &a & &b)?;
+    let diverged: Vec<bool> = rates.iter().map(|rate| rate.diverged(&tried)).collect();
     let better = |a: usize, b: usize| match (dev[a], dev[b]) {
-        _ if rates[a].diverged() != rates[b].diverged() => rates[b].diverged(),
+        _ if diverged[a] != diverged[b] => diverged[b],
         (Some(a), Some(b)) => metric.better(a, b),
         (a, b) => a.is_some() && b.is_none(),
     };
@@ -244,11 +254,24 @@ mod tests {
     fn a_rate_at_which_a_seed_diverged_is_not_chosen_on_its_lucky_seeds() {
         let mut records = vec![
             record("LoRA r8", 1e-4, 1, 0.80, 0.8),
+            record("LoRA r8", 1e-4, 2, 0.80, 0.8),
             record("LoRA r8", 1e-2, 1, 0.95, 0.9),
             failed("LoRA r8", 1e-2, 2, diverged()),
         ];
         assert_eq!(chosen(&records, true), 1e-4);
-        records.remove(0);
+        records.drain(..2);
+        assert_eq!(chosen(&records, true), 1e-2);
+    }
+
+    #[test]
+    fn a_seed_that_diverged_later_at_the_chosen_rate_does_not_choose_another() {
+        let mut records = vec![
+            record("LoRA r8", 1e-4, 1, 0.80, 0.8),
+            record("LoRA r8", 1e-2, 1, 0.95, 0.9),
+        ];
+        assert_eq!(chosen_rate(&records).unwrap(), Some(1e-2));
+        records.push(record("LoRA r8", 1e-2, 2, 0.94, 0.9));
+        records.push(failed("LoRA r8", 1e-2, 3, diverged()));
         assert_eq!(chosen(&records, true), 1e-2);
     }
 

@@ -16,7 +16,7 @@ pub(crate) fn notes(
 ) -> Vec<String> {
     let found = [
         different_data(records),
-        odd_data(records),
+        warnings(records),
         repeated_trials(groups),
         different_machines(records),
         no_dev(groups),
@@ -45,10 +45,10 @@ fn different_data(records: &[Record]) -> Option<String> {
     ))
 }
 
-fn odd_data(records: &[Record]) -> Option<String> {
+fn warnings(records: &[Record]) -> Option<String> {
     let warnings: BTreeSet<_> = records.iter().flat_map(|r| &r.warnings).collect();
     let list = warnings.into_iter().cloned().collect::<Vec<_>>().join("; ");
-    (!list.is_empty()).then(|| format!("About the data: {list}."))
+    (!list.is_empty()).then(|| format!("The trials warn: {list}."))
 }
 
 fn repeated_trials(groups: &[Group<'_>]) -> Option<String> {

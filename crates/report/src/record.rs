@@ -26,16 +26,18 @@ pub struct Record {
     pub time: TimeInfo,
     /// Memory, broken down and at its peak.
     pub memory: MemoryInfo,
-    /// The learning curve: one point per logged training step or evaluation.
+    /// The learning curve: one point per logged training step or evaluation, up to where training
+    /// ended.
     pub curve: Vec<CurvePoint>,
-    /// Final scores: split (`dev`, `test`) to metric to value. Losses and perplexities as they are,
-    /// every other score as a fraction of one.
+    /// Final scores: split (`dev`, `test`) to metric to value. Losses and perplexities (up to e^300)
+    /// as they are, every other score as a fraction of one.
     pub scores: BTreeMap<String, BTreeMap<String, f64>>,
     /// One row per test example, in the order of the test file, for paired comparisons.
     pub predictions: Vec<Prediction>,
     /// Sample generations before and after training (empty for classification).
     pub samples: Vec<Sample>,
-    /// What is odd about the data, said when it was read: inputs that stand in two splits.
+    /// What a reader should know: inputs that stand in two splits, texts that were cut, settings
+    /// without effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -88,7 +90,7 @@ pub struct Size {
 pub enum Status {
     /// It trained and was scored.
     Ok,
-    /// The loss stopped being finite.
+    /// The loss stopped being finite, in training or on dev, or a final score is no number.
     Diverged {
         /// Where and how.
         reason: String,
@@ -156,7 +158,9 @@ pub struct Budget {
     pub head: u64,
     /// Bytes of the frozen base as stored for training.
     pub base_bytes: u64,
-    /// Bytes of what is saved after training: the trained parameters.
+    /// Bytes of the trained parameters, which are saved after training; layers that are never
+    /// trained with the method (`adapter_drop` of kind `specialized`) are not counted, here and in
+    /// `trainable`.
     pub adapter_bytes: u64,
 }
 
@@ -165,7 +169,8 @@ pub struct Budget {
 pub struct TimeInfo {
     /// Seconds in training steps alone (forward, backward, optimizer).
     pub train_s: f64,
-    /// Seconds in evaluation and generation.
+    /// Seconds in the evaluation on dev and test after the last step, generation included. Evaluations
+    /// on dev along the way are in `total_s` alone.
     pub eval_s: f64,
     /// Seconds in which the method looked at training data before the first step; none of them are
     /// in `train_s`.
@@ -202,7 +207,9 @@ pub struct MemoryInfo {
     pub optimizer: u64,
     /// Peak predicted before the run.
     pub predicted_peak: u64,
-    /// Peak resident set of the process that ran the trial, measured; on a GPU the device's peak.
+    /// Largest resident set of the process that ran the trial while it trained: reading the model,
+    /// evaluation and generation are left out, where the system lets a process restart its peak
+    /// (Linux). What a GPU holds is not measured. Records of before 2026-12 include evaluations.
     pub measured_peak: u64,
 }
 

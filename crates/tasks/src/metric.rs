@@ -72,10 +72,16 @@ impl Metric {
     }
 }
 
-/// Perplexity from the mean loss of a token, in nats.
+/// The largest loss whose perplexity is told: that of larger ones is no number, or has no mean.
+pub const MOST_LOSS: f64 = 300.0;
+
+/// Perplexity from the mean loss of a token, in nats; that of [`MOST_LOSS`] where it is larger.
 #[must_use]
 pub fn perplexity(mean_loss: f64) -> f64 {
-    mean_loss.exp()
+    match mean_loss > MOST_LOSS {
+        true => MOST_LOSS.exp(),
+        false => mean_loss.exp(),
+    }
 }
 
 #[cfg(test)]
@@ -92,5 +98,13 @@ mod tests {
     #[test]
     fn a_uniform_guess_has_the_perplexity_of_its_choices() {
         assert!((perplexity(50257f64.ln()) - 50257.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_perplexity_is_a_number_with_a_mean_and_a_spread_where_the_loss_is_one() {
+        let largest = perplexity(1e6);
+        assert!((largest * largest).is_finite());
+        assert_eq!(largest, perplexity(MOST_LOSS));
+        assert!(perplexity(f64::NAN).is_nan());
     }
 }

@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::study::OneOrMany;
 use burn::tensor::Device;
 use models::{BertConfig, Family};
-use peft_core::{Init, adapt};
+use peft_core::{Init, Trained, adapt};
 use peft_lora::Lora;
 
 /// A small BERT, whose classifier is a head.
@@ -77,12 +79,12 @@ fn a_longer_name_counts_before_a_shorter_one_and_names_before_keywords() {
 fn a_name_that_matches_nothing_is_an_error_that_lists_what_there_is() {
     let lora = Lora::default();
     for (text, key) in [
-        ("rates = { norms = 2 }", "train.rates"),
-        ("no_decay = [\"biases\", \"norms\"]", "train.no_decay"),
-        ("freeze = [{ params = [\"norms\"] }]", "train.freeze"),
+        ("rates = { nroms = 2 }", "train.rates"),
+        ("no_decay = [\"biases\", \"nroms\"]", "train.no_decay"),
+        ("freeze = [{ params = [\"nroms\"] }]", "train.freeze"),
     ] {
         let error = groups(&lora, text).err().unwrap().to_string();
-        let expected = format!("`{key}` names `norms`, which no trained parameter matches");
+        let expected = format!("`{key}` names `nroms`, which no parameter of the model matches");
         assert!(error.contains(&expected), "{error}");
         for known in [
             "`head`",
@@ -95,6 +97,69 @@ fn a_name_that_matches_nothing_is_an_error_that_lists_what_there_is() {
         }
         assert!(!error.contains("`base`"), "{error}");
     }
+    let error = groups(&lora, "rates = { \"qurey/b\" = 2 }").err().unwrap();
+    assert!(error.to_string().contains("`qurey/b`"), "{error}");
+}
+
+#[test]
+fn a_name_of_what_another_method_trains_is_without_effect() {
+    let text = "rates = { norms = 2, base = 3, \"output.dense.weight\" = 4, \"key/b\" = 5 }\n\
+                no_decay = [\"norms\", \"layer.0\"]\n\
+                freeze = [{ params = [\"word_embeddings\", \"norms\"] }]";
+    let query = peft_core::Targets::Many(vec!["query".into()]);
+    let lora = Lora {
+        targets: query,
+        ..Lora::default()
+    };
+    let groups = groups(&lora, text).unwrap();
+    assert!(groups.factors.is_empty() && groups.frozen_in(0).is_empty());
+    // Of layer 0 LoRA trains two matrices.
+    assert_eq!(groups.undecayed.len(), 2);
+}
+
+/// What the methods train together on a model with a classifier.
+fn trained_by(methods: &[&dyn Method]) -> Vec<Trained> {
+    let models = methods.iter().map(|method| bert(*method));
+    models.flat_map(|model| trained(&model)).collect()
+}
+
+#[test]
+fn one_setting_is_for_every_method_of_a_study() {
+    let (lora, bitfit) = (Lora::default(), peft_adapter::BitFit::default());
+    let settings = config("no_decay = [\"norms\", \"biases\"]");
+    let undecayed = |method: &dyn Method| {
+        let model = bert(method);
+        let groups = Groups::new(&model, method, &settings).unwrap();
+        let is_undecayed = |p: &Trained| groups.undecayed.contains(&p.id);
+        let params = trained(&model).into_iter().filter(is_undecayed);
+        params.map(|p| p.name).collect::<Vec<_>>()
+    };
+    assert_eq!(undecayed(&lora), ["classifier.bias"]);
+    let biases = undecayed(&bitfit);
+    assert!(biases.len() > 20 && biases.iter().all(|name| name.ends_with(".bias")));
+    check_used(&settings, &trained_by(&[&lora, &bitfit])).unwrap();
+    let error = check_used(&settings, &trained_by(&[&lora])).unwrap_err();
+    let error = error.to_string();
+    let expected = "`train.no_decay` names `norms`, which no method of the study trains";
+    assert!(
+        error.contains(expected) && error.contains("`query/a`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_example_of_the_readme_runs_in_the_study_it_names() {
+    let readme = include_str!("../../../../README.md");
+    let (_, rest) = readme.split_once("every method of a study").unwrap();
+    let block = rest.split("```").nth(1).unwrap();
+    let block: toml::Table = toml::from_str(block.strip_prefix("toml").unwrap()).unwrap();
+    let settings: TrainConfig = block["train"].clone().try_into().unwrap();
+    check(&settings).unwrap();
+    let methods: [&dyn Method; 2] = [&Lora::default(), &peft_adapter::Full {}];
+    for method in methods {
+        Groups::new(&bert(method), method, &settings).unwrap();
+    }
+    check_used(&settings, &trained_by(&methods)).unwrap();
 }
 
 #[test]

@@ -71,9 +71,39 @@ fn a_misspelt_key_is_an_error_with_a_suggestion_and_a_line() {
 
 #[test]
 fn impossible_values_are_refused_by_name() {
-    let text = STUDY.replace("[[method]]", "[train]\nepochs = 0\n[[method]]");
-    let error = load(&text, &[("BASE", "/m")]).unwrap_err().to_string();
-    assert!(error.contains("train.epochs"), "{error}");
+    let with = |top: &str, train: &str| {
+        let text = STUDY.replace("question", &format!("{top}\nquestion"));
+        let text = text.replace("[[method]]", &format!("[train]\n{train}\n[[method]]"));
+        load(&text, &[("BASE", "/m")]).unwrap_err().to_string()
+    };
+    for (top, train, expected) in [
+        ("", "epochs = 0", "`train.epochs` is 0"),
+        (
+            "",
+            "learning_rate = []",
+            "`train.learning_rate` is an empty list",
+        ),
+        (
+            "",
+            "learning_rate = [1.0, 0.0]",
+            "`train.learning_rate` is 0",
+        ),
+        ("seeds = []", "", "`seeds` is 0 or empty"),
+        ("tuning_seeds = 0", "", "`tuning_seeds` is 0"),
+        (
+            "seeds = [1, 2]\ntuning_seeds = 3",
+            "",
+            "`tuning_seeds` is 3, expected at least 1 and at most the 2 of `seeds`",
+        ),
+        (
+            "",
+            "epochs = 2\nfreeze = [{ params = [\"base\"], from_epoch = 2 }]",
+            "`from_epoch` of `train.freeze` is 2, expected less than the 2 epochs",
+        ),
+    ] {
+        let error = with(top, train);
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -102,6 +102,62 @@ fn records_name_a_model_of_the_hub_and_no_folder() {
 }
 
 #[test]
+fn a_method_that_packs_the_base_itself_takes_no_other_storage() {
+    let rows = [
+        "kind = \"qlora\"\nstorage = \"int8\"",
+        "kind = \"qlora\"\nstorage = \"f32\"",
+        "kind = \"loftq\"\nstorage = \"nf4\"\nblock_size = 64",
+        "kind = \"stack\"\nparts = [{ kind = \"qlora\" }, { kind = \"pfeiffer\" }]\nstorage = \"nf4\"",
+    ];
+    for row in rows {
+        let error = expanded(&format!("[[method]]\n{row}")).unwrap_err();
+        let error = error.to_string();
+        let expected = "expected none: the method packs the frozen weights itself, as nf4+dq in \
+                        blocks of 64";
+        assert!(
+            error.contains("method 1") && error.contains(expected),
+            "{error}"
+        );
+        let without = row.replace("storage", "#");
+        assert!(
+            expanded(&format!("[[method]]\n{without}")).is_ok(),
+            "{without}"
+        );
+    }
+}
+
+#[test]
+fn a_row_that_asks_for_no_trial_is_refused() {
+    for (keys, expected) in [
+        ("rank = []", "`rank` is an empty list"),
+        ("learning_rate = []", "`learning_rate` is an empty list"),
+        ("learning_rate = -1.0", "`learning_rate` is -1"),
+        ("epochs = 0", "`epochs` is 0"),
+    ] {
+        let error = expanded(&format!("[[method]]\nkind = \"lora\"\n{keys}"));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("method 1 (`lora`)") && error.contains(expected),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_chat_template_decides_by_what_it_says_and_not_by_where_it_lies() {
+    let hash = |template: &str| {
+        let mut trial = expanded("[[method]]\nkind = \"lora\"").unwrap().remove(0);
+        let Task::Completion { chat_template, .. } = &mut trial.task else {
+            panic!("the study is of completions")
+        };
+        *chat_template = Some(template.into());
+        with_hash(trial, &Registry::builtin(), &BTreeMap::new()).hash
+    };
+    assert_eq!(hash("here/own.jinja"), hash("/there/own.jinja"));
+    assert_ne!(hash("chatml"), hash("llama3"));
+}
+
+#[test]
 fn two_rows_of_one_name_are_refused() {
     let row = "[[method]]\nkind = \"lora\"\nrank = 8\n";
     let error = expanded(&row.repeat(2)).unwrap_err().to_string();

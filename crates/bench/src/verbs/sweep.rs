@@ -1,13 +1,14 @@
 //! `sweep`: every trial of a study, then the report.
 
-use std::collections::BTreeMap;
+mod check;
+
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use peft_core::Init;
 use report::RecordStore;
 use report::record::Record;
 
@@ -15,8 +16,7 @@ use crate::cli::{Compute, StudyFile, print};
 use crate::data::{self, Tables};
 use crate::environment;
 use crate::execute::{self, Executor, Subprocess};
-use crate::layer_drop;
-use crate::memory::{self, Load};
+use crate::memory;
 use crate::plan::Plan;
 use crate::process::{self, Claim};
 use crate::progress;
@@ -24,6 +24,7 @@ use crate::registry::Registry;
 use crate::source;
 use crate::study::Study;
 use crate::trial::{Trial, expand};
+use check::Check;
 
 /// Exit code of a sweep in which a trial failed.
 const SOME_FAILED: u8 = 3;
@@ -84,7 +85,12 @@ impl Sweep {
                  `--dry-run` without `--only` lists the trials"
             );
         }
-        let listing = checked(&study, &tables, &trials, registry)?;
+        let check = Check {
+            study: &study,
+            tables: &tables,
+            registry,
+        };
+        let listing = check.listing(&all, &trials)?;
         // Trials run in processes of their own; what was read here is not needed beside them.
         memory::restart_peak();
         if self.dry_run {
@@ -206,54 +212,8 @@ fn fingerprints(study: &Study, tables: &Tables) -> Result<BTreeMap<String, Strin
     Ok(sources)
 }
 
-/// Checks what every trial would stumble over, once and before any is run: the data, and every
-/// method on the real model. Returns a list of the trials.
-fn checked(
-    study: &Study,
-    tables: &Tables,
-    trials: &[Trial],
-    registry: &Registry,
-) -> Result<String> {
-    use peft_core::Host;
-    let (folder, device) = (Path::new(&study.model), peft_core::device("cpu")?);
-    let loaded = tables.base(&study.task, folder, &mut Init::new(0, &device))?;
-    let (data, tokenizer) = data::examples(&study.task, folder, tables, &loaded)?;
-    let (model, geometry) = (&loaded.model, loaded.model.geometry());
-    layer_drop::check_on(&study.train, geometry.layers).map_err(Error::msg)?;
-    let total = geometry.base_parameters() - geometry.task_head_parameters();
-    let mut lines = format!("base: {total} parameters\n");
-    for trial in trials {
-        let trial = &trial.tokenized(&tokenizer)?;
-        let method = trial.method(registry)?;
-        let at = || format!("method `{}`", trial.label);
-        method.check(&geometry).with_context(at)?;
-        trial.check_method(registry)?;
-        let offset = method.position_offset();
-        data.check_positions(&study.task, offset, model.max_length())
-            .with_context(at)?;
-        let load = Load::of(&trial.train, data.longest());
-        let memory = memory::predict(model, &*method, &trial.storage, load);
-        let shape = peft_core::geometry_for(model, &*method);
-        let trained = peft_core::trained_parameters(&shape, &*method);
-        let peak = memory::human(memory.predicted_peak);
-        lines += &format!(
-            "{:<44} {trained:>12} trained  {peak:>10} predicted\n",
-            trial.id
-        );
-    }
-    let trials = match trials.len() {
-        1 => "1 trial".into(),
-        count => format!("{count} trials"),
-    };
-    Ok(format!("{lines}{trials}\n"))
-}
-
 fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode> {
-    let hashes: std::collections::HashSet<_> = trials.iter().map(|t| &t.hash).collect();
-    let mut records = store.load_all()?;
-    records.retain(|record| hashes.contains(&record.trial.hash));
-    let order = |hash: &String| trials.iter().position(|t| &t.hash == hash);
-    records.sort_by_key(|record| order(&record.trial.hash));
+    let records = of_the_study(store.load_all()?, trials);
     let report = report::write_report(&records, out)?;
     print(&format!("{}\n", report.to_table()))?;
     print(&format!("report: {}\n", out.join("report.html").display()))?;
@@ -266,6 +226,16 @@ fn finish(store: &RecordStore, trials: &[Trial], out: &Path) -> Result<ExitCode>
     }
     eprintln!("{failed} trials failed; `--retry-failed` runs them again");
     Ok(ExitCode::from(SOME_FAILED))
+}
+
+/// The records of these trials, in their order and under the names that they have now.
+fn of_the_study(records: Vec<Record>, trials: &[Trial]) -> Vec<Record> {
+    let mut found: HashMap<String, Record> = records
+        .into_iter()
+        .map(|record| (record.trial.hash.clone(), record))
+        .collect();
+    let record = |trial: &Trial| Some(trial.renamed(found.remove(&trial.hash)?));
+    trials.iter().filter_map(record).collect()
 }
 
 /// Arguments of the hidden `run-trial`.

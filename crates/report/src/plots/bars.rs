@@ -76,7 +76,7 @@ pub(crate) fn memory(study: Study<'_>) -> Result<Drawing, String> {
             label: "predicted peak".to_owned(),
         });
     }
-    let subtitle = "Measured peak of the process (on a GPU, of the device); seed with the highest.";
+    let subtitle = "Measured peak of the process, without a GPU's memory; seed with the highest.";
     let header = Header {
         title: "Peak memory",
         subtitle,
