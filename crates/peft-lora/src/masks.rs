@@ -24,7 +24,7 @@ pub(crate) fn computes_under_a_mask(
         let kept = left.clone() / x.clone();
         let kept: Vec<f32> = kept.into_data().try_to_vec().unwrap();
         let share = 1.0 / (1.0 - prob as f32);
-        let some = kept.iter().any(|k| *k == 0.0) && kept.iter().any(|k| (k - share).abs() < 1e-4);
+        let some = kept.contains(&0.0) && kept.iter().any(|k| (k - share).abs() < 1e-4);
         some && largest(found - formula(left)) < 1e-4
     };
     assert!((0..TRIES).any(fits), "no mask of {TRIES} gives the formula");
