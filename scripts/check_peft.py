@@ -67,6 +67,7 @@ BOTTLENECK = [
     ("parallel", 'kind = "parallel"\nbottleneck = 5'),
     ("parallel, learned scaling", 'kind = "parallel"\nreduction_factor = 4\nscaling = "learned"'),
     ("houlsby, factors by layer", 'kind = "houlsby"\nreduction_factor = { "1" = 8, default = 2 }\nleave_out = [0]'),
+    ("loreft", 'kind = "loreft"\nr = 2\nsuffix_positions = 2\ndropout = 0.0'),
     ("mam", 'kind = "mam"\nprefix = { num_virtual_tokens = 3, prefix_projection = true, encoder_hidden_size = 8 }\n'
             'adapter = { bottleneck = 5 }'),
 ]

@@ -4,9 +4,9 @@
 //! Paper: Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", arXiv 2404.03592.
 //! Seam: whole layers. `h' = h + (h S + b - h R) R^T` with `R` of orthonormal columns; without
 //! `orthogonality` it is NoReFT, where `R` is any matrix, and with `subtract_projection` off as well
-//! DiReFT, `h' = h + (h S + b) R^T`. AdapterHub's `loreft`, `noreft` and `direft`, whose own
-//! configuration of the last loses its `subtract_projection` when it is saved: what its folders say
-//! without the key is NoReFT, for AdapterHub as for us.
+//! DiReFT, `h' = h + (h S + b) R^T`. AdapterHub's `loreft` and `noreft`. Its `direft` is no form to write:
+//! release 1.3.0 neither saves `subtract_projection` nor heeds it in a folder, where it computes NoReFT;
+//! what its folders say without the key is NoReFT here, too.
 
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Role, SharedSlot,
@@ -211,7 +211,8 @@ impl Method for LoReft {
     }
 
     fn adapter_hub(&self, geometry: &Geometry, name: &str) -> Option<Foreign> {
-        Some(hub::write(self, geometry, name))
+        self.subtract_projection
+            .then(|| hub::write(self, geometry, name))
     }
 }
 

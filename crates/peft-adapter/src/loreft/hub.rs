@@ -44,7 +44,6 @@ pub(super) fn write(reft: &LoReft, geometry: &Geometry, name: &str) -> Foreign {
         "architecture": "reft", "dropout": reft.dropout, "dtype": null, "init_weights_seed": null,
         "layers": layers, "non_linearity": null, "orthogonality": reft.orthogonality,
         "output_reft": true, "prefix_positions": reft.prefix_positions, "r": reft.r,
-        "subtract_projection": reft.subtract_projection,
         "suffix_positions": reft.suffix_positions, "tied_weights": reft.tied_weights,
     });
     let mut rules = Vec::new();
