@@ -95,7 +95,8 @@ struct Set {
 
 /// A base model and what it becomes with each of several adapters. All share the base's tensors,
 /// so that an adapter costs the memory of its own ones, and using another costs nothing. An
-/// adapter that says how its base is stored brings a packed copy of it, unless the base is packed so.
+/// adapter that says how its base is stored brings a packed copy of it, unless the base is packed so;
+/// a weighted combination has dense layers of its own where adapters changed those of the base.
 pub struct Adapters {
     base: Base,
     config: Value,
