@@ -61,29 +61,36 @@ def python_side(args):
     config = GPT2Config(n_layer=6, n_embd=768, n_head=12, vocab_size=50257, n_positions=1024,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
     model = prepared(GPT2LMHeadModel(config), config, args.python_side)
+    ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
+    print(json.dumps({**timed_steps(model, {"input_ids": ids, "labels": ids}, args), "program_mb": program_mb}))
+
+
+def timed_steps(model, batch, args):
+    """Trains on one batch, a step whenever a line comes in, and returns times, memory and losses."""
+    import torch
+
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01, fused=True)  # as its Trainer does
-    ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
     model.train()
     times, losses = [], []
     for step in range(args.steps + 2):
         print("ready", flush=True)
         sys.stdin.readline()
         start = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         if step >= 2:
             times.append(time.perf_counter() - start)
-    print(json.dumps({
+    return {
         "step_ms": 1e3 * statistics.median(times), "steps_ms": [1e3 * t for t in times],
         "tokens_per_s": args.batch * args.seq / statistics.median(times),
-        "peak_rss_mb": peak_mb(), "program_mb": program_mb,
+        "peak_rss_mb": peak_mb(),
         "trainable": sum(p.numel() for p in trained),
         "loss_first": losses[0], "loss_last": losses[-1],
-    }))
+    }
 
 
 def peak_mb():
@@ -157,6 +164,18 @@ def compare(name, args):
     }
     if args.burn_lora and kind == "lora":
         commands["burn"] = [args.burn_lora, "--paced", *size]
+    figures = taking_turns(commands, args)
+    ours, theirs = figures["ours"], figures["hf"]
+    print(f"{name}: {ours['step_ms']:.0f} ms against {theirs['step_ms']:.0f} ms", file=sys.stderr)
+    if ours["trainable"] != theirs["trainable"]:
+        sys.exit(f"{name}: {ours['trainable']} parameters are trained here, {theirs['trainable']} there")
+    if abs(ours["loss_first"] - theirs["loss_first"]) > 0.5:
+        sys.exit(f"{name}: the first losses are {ours['loss_first']} here and {theirs['loss_first']} there")
+    return figures
+
+
+def taking_turns(commands, args):
+    """Runs every side's command, step by step in turns, and returns the figures each prints."""
     sides = {}
     for side, command in commands.items():  # one after the other: loading is work too
         sides[side] = Side(command)
@@ -166,14 +185,7 @@ def compare(name, args):
         for side in order if index % 2 == 0 else order[::-1]:
             time.sleep(args.pause)
             side.step()
-    figures = {side: json.loads(process.last) for side, process in sides.items()}
-    ours, theirs = figures["ours"], figures["hf"]
-    print(f"{name}: {ours['step_ms']:.0f} ms against {theirs['step_ms']:.0f} ms", file=sys.stderr)
-    if ours["trainable"] != theirs["trainable"]:
-        sys.exit(f"{name}: {ours['trainable']} parameters are trained here, {theirs['trainable']} there")
-    if abs(ours["loss_first"] - theirs["loss_first"]) > 0.5:
-        sys.exit(f"{name}: the first losses are {ours['loss_first']} here and {theirs['loss_first']} there")
-    return figures
+    return {side: json.loads(process.last) for side, process in sides.items()}
 
 
 def speedup(figures, side):

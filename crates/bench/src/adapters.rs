@@ -236,7 +236,7 @@ impl Adapters {
         self.sets.push(Set {
             name: name.clone(),
             card: fitted.card,
-            model: without_lowest(&fitted.model, dropped).valid(),
+            model: without_lowest(&fitted.model, dropped).valid().steady(),
         });
         Ok(())
     }

@@ -1,13 +1,12 @@
 //! Batches of examples of similar length, so that little of the work is padding.
 
-use std::collections::BTreeSet;
-
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use models::{Batch, Model, Side};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use crate::data::{Example, Target};
+use crate::layer_drop::Drops;
 
 /// Batches are drawn from chunks of this many batches, sorted by length within.
 const CHUNK: usize = 32;
@@ -42,8 +41,8 @@ pub struct TrainBatch {
     pub targets: Targets,
     /// Tokens that are no padding.
     pub tokens: usize,
-    /// Layers whose modules of the method take no part.
-    pub left_out: BTreeSet<usize>,
+    /// What of the method takes no part.
+    pub drops: Drops,
 }
 
 /// What is to be learnt of a batch.
@@ -86,7 +85,7 @@ pub fn collate(examples: &[&Example], model: &Model, device: &Device) -> TrainBa
         },
         targets,
         tokens: rows.iter().map(|row| row.len()).sum(),
-        left_out: BTreeSet::new(),
+        drops: Drops::default(),
     }
 }
 
@@ -102,7 +101,7 @@ pub fn pack(examples: &[&Example], model: &Model, device: &Device) -> TrainBatch
         batch: Batch::packed(&rows, model.positions(), device),
         targets: targets(examples, start, model, device),
         tokens: start(rows.len()),
-        left_out: BTreeSet::new(),
+        drops: Drops::default(),
     }
 }
 

@@ -24,10 +24,7 @@ pub fn step(trainee: &Trainee, batch: &TrainBatch) -> (f32, GradientsParams) {
 pub fn step_seeded(trainee: &Trainee, batch: &TrainBatch, seed: u64) -> (f32, GradientsParams) {
     let device = batch.batch.ids.device();
     let seeds = &Seeds { base: seed, device };
-    let model = match batch.left_out.is_empty() {
-        true => trainee.model.clone(),
-        false => trainee.model.without_layers(&batch.left_out),
-    };
+    let model = batch.drops.applied(&trainee.model).into_owned();
     let lowest = Lowest::of(&model);
     let frozen = model.clone().no_grad();
     let Forward {

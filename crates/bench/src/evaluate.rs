@@ -46,7 +46,7 @@ impl Evaluator<'_> {
     /// # Errors
     /// If a metric is not defined for the split.
     pub fn quick(&self, model: &Adapted<Model>, examples: &[Example]) -> Result<Scores> {
-        let model = model.valid();
+        let model = model.valid().steady();
         match self.task {
             Task::Completion { .. } => {
                 let loss = self.mean_loss(&model, examples);
@@ -76,7 +76,7 @@ impl Evaluator<'_> {
         }
         let mut scores = self.quick(model, examples)?;
         if matches!(self.task, Task::Completion { .. }) {
-            let answers = self.answers(&model.valid(), examples);
+            let answers = self.answers(&model.valid().steady(), examples);
             self.text_scores(&answers, examples, &mut scores)?;
         }
         Ok(scores)

@@ -25,7 +25,7 @@ use crate::progress::Progress;
 use crate::registry::Registry;
 use crate::train::{Stopped, seed_device, train};
 use crate::trial::Trial;
-use crate::{adapter, environment, memory, parts, source};
+use crate::{adapter, environment, memory, parts, source, wording};
 
 pub use subprocess::{Executor, Subprocess};
 
@@ -97,6 +97,8 @@ pub fn run(
         batch_size: trial.train.eval_batch_size,
         device: device.clone(),
     };
+    let told = trial;
+    let trial = &told.tokenized(&tokenizer)?;
     let method = trial.method(registry)?;
     trial.check_method(registry)?;
     let predicted = memory::predict(
@@ -125,7 +127,12 @@ pub fn run(
     let positions = model.host.max_length();
     data.check_positions(&trial.task, model.position_offset, positions)?;
 
-    let mut record = empty_record(trial, registry, Status::Ok)?;
+    let known = if wording::has_texts(&told.config) {
+        told
+    } else {
+        trial
+    };
+    let mut record = empty_record(known, registry, Status::Ok)?;
     if let Some(packing) = packing {
         // The study need not say how its base is stored: the folder does.
         record.trial.storage = packing;

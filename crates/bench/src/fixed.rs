@@ -56,7 +56,7 @@ pub fn read(file: &Path, model: &Adapted<Model>, device: &Device) -> Result<Vec<
             batch,
             targets,
             tokens: real,
-            left_out: Default::default(),
+            drops: Default::default(),
         })
     };
     (0..steps).map(batch).collect()

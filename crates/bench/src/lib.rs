@@ -49,3 +49,4 @@ pub mod train;
 pub mod trainee;
 pub mod trial;
 pub mod verbs;
+mod wording;

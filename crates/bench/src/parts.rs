@@ -212,6 +212,17 @@ pub fn each_folder<E>(
     Ok(())
 }
 
+/// Visits the kinds of a configuration's parts and of theirs.
+pub fn each_kind(config: &Value, visit: &mut dyn FnMut(&str)) {
+    let parts = config.get(PARTS).and_then(Value::as_array);
+    for part in parts.into_iter().flatten() {
+        if let Some(kind) = part.get("kind").and_then(Value::as_str) {
+            visit(kind);
+        }
+        each_kind(part, visit);
+    }
+}
+
 /// Leaves out where trained adapters lie: the digests of their files, which stand beside, decide.
 pub fn forget_folders(config: &mut Value) {
     if let Some(config) = config.as_object_mut() {

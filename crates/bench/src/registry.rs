@@ -3,6 +3,7 @@
 
 mod foreign;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::ParamId;
@@ -12,7 +13,7 @@ use peft_core::{
 use serde_json::Value;
 
 use crate::error::{BenchError, with_suggestion};
-use crate::plain;
+use crate::{parts, plain};
 
 pub(crate) use foreign::part;
 
@@ -95,6 +96,7 @@ macro_rules! registry {
 pub struct Entry {
     /// The method's description.
     pub info: MethodInfo,
+    revision: u32,
     parse: fn(Value, &dyn Assembler) -> Result<Parsed, String>,
     example: fn() -> Value,
     storages: fn(&dyn Assembler) -> String,
@@ -179,6 +181,7 @@ impl Entry {
     pub fn of<M: MethodConfig>() -> Self {
         Self {
             info: M::INFO,
+            revision: M::REVISION,
             parse: parse::<M>,
             in_full: |config| {
                 serde_json::from_value(config)
@@ -289,6 +292,18 @@ impl Registry {
         let (config, _) = self.resolve(kind, config)?;
         let full = (self.entry(kind)?.in_full)(config.clone());
         Ok(full.unwrap_or(config))
+    }
+
+    /// The revisions of a kind and of the parts in its configuration, where there was any; see
+    /// [`MethodConfig::REVISION`].
+    pub fn revisions(&self, kind: &str, config: &Value) -> BTreeMap<String, u32> {
+        let mut kinds = vec![kind.to_string()];
+        parts::each_kind(config, &mut |kind| kinds.push(kind.into()));
+        let known = kinds.into_iter().filter_map(|kind| {
+            let revision = self.entry(&kind).ok()?.revision;
+            (revision > 0).then_some((kind, revision))
+        });
+        known.collect()
     }
 
     /// The method table of the README, in Markdown.

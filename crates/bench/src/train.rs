@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
         let batches: Vec<_> = group
             .iter()
             .map(|rows| TrainBatch {
-                left_out: drop.draw(),
+                drops: drop.draw(),
                 ..arrange(rows, host, self.device)
             })
             .collect();

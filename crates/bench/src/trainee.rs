@@ -28,14 +28,10 @@ impl ItemLazy for StepLoss {
 impl Trainee {
     /// The training loss of a batch, auxiliary losses of the method included.
     pub fn loss(&self, batch: &TrainBatch) -> Tensor<1> {
-        if !batch.left_out.is_empty() {
-            let model = self.model.without_layers(&batch.left_out);
-            return Self::loss_of(&model, batch);
-        }
-        Self::loss_of(&self.model, batch)
+        Self::loss_of(&batch.drops.applied(&self.model), batch)
     }
 
-    /// The training loss of a batch by a model, layers of the batch that are left out aside.
+    /// The training loss of a batch by a model, whatever of the method takes no part in the batch.
     pub(crate) fn loss_of(model: &Adapted<Model>, batch: &TrainBatch) -> Tensor<1> {
         let pass = model.pass();
         let output = model.host.output(&batch.batch, &pass);

@@ -180,7 +180,7 @@ pub fn expand(
             for rate in rates.values() {
                 for seed in &study.seeds {
                     let trial = resolve(study, row, &sized, rate, *seed, device);
-                    trials.push(with_hash(trial, sources));
+                    trials.push(with_hash(trial, registry, sources));
                 }
             }
         }

@@ -497,3 +497,32 @@ fn virtual_tokens_that_not_all_adapters_of_a_combination_have_are_refused() {
         assert!(format!("{error:#}").contains(reason), "{error:#}");
     }
 }
+
+#[test]
+fn vera_is_kept_with_its_matrices_and_a_file_of_before_that_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (model, own) = (folder.path(), folder.path().join("vera"));
+    std::fs::create_dir(&own).unwrap();
+    write_base(model);
+    write_adapter(model, "vera", json!({ "rank": 4 }), 3, &own);
+    let expected = logits(&afresh(model, &own));
+    // The seed has no part in it any more.
+    let description = own.join("adapter.json");
+    let text = std::fs::read_to_string(&description).unwrap();
+    let mut about: serde_json::Value = serde_json::from_str(&text).unwrap();
+    about["seed"] = 99.into();
+    std::fs::write(&description, about.to_string()).unwrap();
+    assert_eq!(logits(&afresh(model, &own)), expected);
+    let file = own.join("adapter.safetensors");
+    let mut tensors = state::load(&file).unwrap();
+    tensors.retain(|name, _| !name.starts_with("shared."));
+    state::save(&tensors, Default::default(), &file).unwrap();
+    let mut init = Init::new(3, &Device::flex().autodiff());
+    let loaded = adapter::load(base(model), &own, &Registry::builtin(), &mut init);
+    let error = format!("{:#}", loaded.err().unwrap());
+    assert!(
+        error.contains("does not hold `shared.a.value`: an earlier version"),
+        "{error}"
+    );
+}

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 #[path = "compose/apart.rs"]
 mod apart;
+#[path = "compose/places.rs"]
+mod places;
 
 fn training() -> Device {
     Device::flex().autodiff()

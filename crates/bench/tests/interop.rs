@@ -16,6 +16,9 @@ use peft_core::state::{self, Tensors};
 use peft_core::{Adapted, Init};
 use serde_json::Value;
 
+#[path = "interop/early.rs"]
+mod early;
+
 fn json(file: &Path) -> Value {
     let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     serde_json::from_str(&text).unwrap()

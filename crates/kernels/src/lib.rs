@@ -10,7 +10,9 @@
 mod adamw;
 mod attention;
 mod buffer;
+mod circulant;
 mod cross_entropy;
+mod dft;
 mod embedding;
 mod flex;
 mod gelu;
@@ -30,7 +32,9 @@ pub use adamw::{AdamWSpec, Moments, adamw};
 pub use attention::{
     AttentionSpec, Texts, attention, attention_packed, attention_qkv, attention_qkv_packed,
 };
+pub use circulant::circulant;
 pub use cross_entropy::{MOST_LOGITS, cross_entropy_head};
+pub use dft::real_dft2;
 pub use embedding::embedding;
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;

@@ -4,7 +4,7 @@
 //! them, and the `fused` benchmark times the fused forms against them.
 
 use crate::AttentionSpec;
-use burn::tensor::{Bool, DType, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 
 /// `x W + b`, see [`crate::linear`].
 pub fn linear<const D: usize>(
@@ -69,6 +69,35 @@ pub fn rotary(x: Tensor<3>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<3> {
     let first = part(0) * cos.clone() - part(1) * sin.clone();
     let second = part(1) * cos + part(0) * sin;
     Tensor::cat(vec![first, second], 3).reshape([batch, seq, width])
+}
+
+/// A matrix of circulant blocks, see [`crate::circulant`].
+pub fn circulant(kernel: Tensor<3>) -> Tensor<2> {
+    let [outputs, inputs, size] = kernel.dims();
+    let block = |m: usize, n: usize| {
+        let own = kernel
+            .clone()
+            .slice([m..m + 1, n..n + 1])
+            .reshape([1, size]);
+        // Row `s` is the kernel from its element `s` on, backwards.
+        let rows = (0..size).map(|s| own.clone().flip([1]).roll_dim(s as i64 + 1, 1));
+        Tensor::cat(rows.collect(), 0)
+    };
+    let rows = |n| Tensor::cat((0..outputs).map(|m| block(m, n)).collect(), 1);
+    Tensor::cat((0..inputs).map(rows).collect(), 0)
+}
+
+/// The real part of a Fourier transform by its definition, see [`crate::real_dft2`].
+pub fn real_dft2(x: Tensor<2>) -> Tensor<2> {
+    let [m, n] = x.dims();
+    let waves: Vec<f64> = (0..m * n)
+        .flat_map(|to| (0..m * n).map(move |from| (to / n * (from / n), to % n * (from % n))))
+        .map(|(rows, columns)| rows as f64 / m as f64 + columns as f64 / n as f64)
+        .map(|turns| (core::f64::consts::TAU * turns).cos())
+        .collect();
+    let waves = TensorData::new(waves, [m * n, m * n]).convert_dtype(x.dtype());
+    let waves = Tensor::<2>::from_data(waves, (&x.device(), x.dtype()));
+    waves.matmul(x.reshape([m * n, 1])).reshape([m, n])
 }
 
 /// Multi-head attention, see [`crate::attention`].

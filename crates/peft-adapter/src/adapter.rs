@@ -70,6 +70,9 @@ pub struct Adapter<K: Kind> {
     /// A trained gate on the bottleneck's output, one number for every text (see [`Gate`]).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gating: bool,
+    /// Whether its mean is over padding too, as in AdapterHub; what is read from there says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub counts_padding: bool,
     /// How the weights start.
     pub init: AdapterInit,
     /// Layers that get no adapter, from 0.
@@ -98,6 +101,7 @@ impl<K: Kind> Default for Adapter<K> {
             skip_scaling: Scaling::Fixed(1.0),
             stochastic_depth: K::STOCHASTIC_DEPTH,
             gating: false,
+            counts_padding: false,
             init: K::INIT,
             leave_out: Vec::new(),
             inv_adapter: None,
@@ -109,6 +113,13 @@ impl<K: Kind> Default for Adapter<K> {
 
 fn is_one(scaling: &Scaling) -> bool {
     *scaling == Scaling::Fixed(1.0)
+}
+
+/// How often a factor goes into a width, as Python's `//` has it, from which AdapterHub's widths
+/// come: 768 // 12.8 is 59, for 12.8 is a little more than twelve and four fifths.
+pub(crate) fn floor_div(d: usize, factor: f64) -> f64 {
+    let d = d as f64;
+    ((d - d % factor) / factor).round()
 }
 
 impl<K: Kind> Adapter<K> {
@@ -139,8 +150,7 @@ impl<K: Kind> Adapter<K> {
                 &expected,
             ));
         };
-        // Rounded down, as AdapterHub does.
-        let width = (d as f64 / factor).floor();
+        let width = floor_div(d, factor);
         if factor.is_finite() && (1.0..=check::MOST as f64).contains(&width) {
             return Ok(width as usize);
         }
@@ -251,8 +261,9 @@ impl<K: Kind> Method for Adapter<K> {
             }
             (None, None) => {}
         }
-        let width = |layer| self.width(layer, geometry.width).map(|_| ());
-        (0..geometry.layers).try_for_each(width)
+        Gate::check(self.gating, self.counts_padding, geometry)?;
+        let mut kept = (0..geometry.layers).filter(|layer| !self.leave_out.contains(layer));
+        kept.try_for_each(|layer| self.width(layer, geometry.width).map(|_| ()))
     }
 
     fn tap(&self, layer: usize, role: Role, d: usize, init: &mut Init) -> Option<TapSlot> {
@@ -265,7 +276,10 @@ impl<K: Kind> Method for Adapter<K> {
             .with_dropout(self.dropout)
             .with_stochastic_depth(self.stochastic_depth)
             .with_skip_scaling(self.skip_scaling, d, init)
-            .with_gate(self.gating.then(|| Gate::new(d, init)));
+            .with_gate(
+                self.gating
+                    .then(|| Gate::new(d, init).counting(self.counts_padding)),
+            );
         Some(K::slot(adapter))
     }
 

@@ -64,10 +64,13 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_adapterhub() {
-        let saved = serde_json::to_value(AdapterPlus::default()).unwrap();
-        let expected =
-            serde_json::json!({"non_linearity": "gelu", "dropout": 0.0, "init": "houlsby"});
-        assert_eq!(saved, expected);
-        assert_eq!(AdapterPlus::default().width(0, 768).unwrap(), 8);
+        let ours = AdapterPlus::default();
+        assert_eq!(ours.non_linearity, Activation::Gelu);
+        assert_eq!(ours.scaling, Scaling::Learned(LearnedScaling::Channel));
+        assert_eq!(ours.skip_scaling, Scaling::Fixed(1.0));
+        assert_eq!(ours.init, AdapterInit::Houlsby);
+        assert_eq!((ours.stochastic_depth, ours.dropout), (0.1, 0.0));
+        assert_eq!(ours.width(0, 768).unwrap(), 8);
+        assert!(ours.leave_out.is_empty() && ours.inv_adapter.is_none() && !ours.gating);
     }
 }

@@ -4,7 +4,8 @@
 //! Attention", arXiv 2303.16199.
 //! Seam: attention core. The layer's own projections make keys and values of the prompt, without
 //! positions. Every query attends to them apart from the text, and the result times the gate is added
-//! to what it found there; as in HF PEFT a layer has one gate.
+//! to what it found there. As in HF PEFT a layer has one gate, which is the factor itself; the paper's
+//! code has one for every head, and its `tanh` for the factor.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

@@ -2,8 +2,8 @@
 //!
 //! Paper: Poth et al. 2023, "Adapters: A Unified Library for Parameter-Efficient and Modular Transfer
 //! Learning", arXiv 2311.11077.
-//! Seam: those of the parts, linear layers aside. AdapterHub's `BatchSplit` goes by the row's number
-//! in the batch, which training shuffles; here part `i` has the rows of task `i`.
+//! Seam: those of the parts. AdapterHub's `BatchSplit` goes by the row's number in the batch, which
+//! training shuffles; here part `i` has the rows of task `i`.
 
 use peft_core::blend::Weight;
 use peft_core::compose::{Joint, Part};
@@ -23,7 +23,7 @@ impl Composition for BatchSplit {
         kind: "batch_split",
         name: "Batch split",
         paper: "Poth et al. 2023, arXiv 2311.11077",
-        seam: "those of its parts, linear layers aside",
+        seam: "those of its parts",
         formula: "those of its parts together",
         start: Start::Near(0.1),
         mergeable: false,

@@ -39,7 +39,9 @@ pub struct Fusion {
     pub value_initialized: bool,
     /// Whether a loss holds the value matrix near the identity.
     pub regularization: bool,
-    /// Dropout on the attention scores while training.
+    /// Dropout on the attention scores while training. Where AdapterHub's `dropout_prob` is null (or
+    /// 0), it takes the model's `attention_probs_dropout_prob`, which is no part of the adapter and is
+    /// not read: give it here to train on as it would.
     pub dropout: f64,
 }
 

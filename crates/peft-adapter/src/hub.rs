@@ -30,18 +30,37 @@ pub(crate) fn read<K: Kind>(
         "shared_W_phm",
         "shared_phm_rule",
     ]);
+    spell_out_invertible(fields)?;
     if is_language_model(geometry) {
         // AdapterHub's language models apply no inverse before the head.
         fields.allow("inv_adapter", &[])?;
     }
     let inv_adapter: Option<InvAdapter> = fields.take("inv_adapter")?;
     let factor = fields.take("inv_adapter_reduction_factor")?;
+    let gating = Gate::from_adapter_hub(fields, geometry)?;
     Ok(Some(Adapter {
         inv_adapter,
         inv_adapter_reduction_factor: factor.filter(|_| inv_adapter.is_some()),
-        gating: Gate::from_adapter_hub(fields, geometry)?,
+        gating,
+        counts_padding: gating,
         ..frame(fields)?
     }))
+}
+
+/// The keys of today for what early releases kept as one table, `invertible_adapter`.
+fn spell_out_invertible(fields: &mut Fields) -> Result<(), CoreError> {
+    let Some(early): Option<Map<String, Value>> = fields.take("invertible_adapter")? else {
+        return Ok(());
+    };
+    let both = [
+        ("inv_adapter", "block_type"),
+        ("inv_adapter_reduction_factor", "reduction_factor"),
+    ];
+    for (today, before) in both {
+        let value = early.get(before).cloned().unwrap_or(Value::Null);
+        *fields = fields.clone().with(today, value);
+    }
+    Ok(())
 }
 
 /// Whether a `BnConfig` describes adapters where this kind has them.
@@ -54,7 +73,18 @@ pub(crate) fn fits<K: Kind>(fields: &Fields) -> bool {
     flag("output_adapter") == Some(true)
         && normalises_after != has(Role::AfterLayer)
         && after_attention == has(Role::AfterAttention)
-        && flag("is_parallel") == Some(K::PARALLEL)
+        // Releases before it had no parallel adapters.
+        && flag("is_parallel").unwrap_or(false) == K::PARALLEL
+}
+
+/// Takes a switch, which is at its default where the file has none, and must be as expected.
+fn switch(fields: &mut Fields, key: &str, default: bool, expected: bool) -> Result<(), CoreError> {
+    let given: Option<Value> = fields.take(key)?;
+    let found = given.unwrap_or(default.into());
+    match found == expected {
+        true => Ok(()),
+        false => Err(fields.unsupported(key, &found, &format!("`{expected}`"))),
+    }
 }
 
 /// Reads what bottlenecks of any sort have in common.
@@ -62,14 +92,16 @@ pub(crate) fn frame<K: Kind>(fields: &mut Fields) -> Result<Adapter<K>, CoreErro
     fields.ignore(&["mh_adapter", "output_adapter", "is_parallel"]);
     // What stands around the bottleneck. In a parallel adapter none of it plays a part but this.
     let whole = whole_layer::<K>();
-    fields.allow("original_ln_after", &[(!whole).into()])?;
-    fields.allow("residual_before_ln", &[(!whole).into()])?;
-    fields.allow("adapter_residual_before_ln", &[false.into()])?;
+    switch(fields, "original_ln_after", true, !whole)?;
+    switch(fields, "residual_before_ln", true, !whole)?;
+    switch(fields, "adapter_residual_before_ln", false, false)?;
     if !K::PARALLEL {
-        fields.allow("original_ln_before", &[K::READS_SUM.into()])?;
+        switch(fields, "original_ln_before", false, K::READS_SUM)?;
     }
-    // Starting values, and a setting that plays no part in a parallel adapter.
+    // Starting values, a setting that plays no part in a parallel adapter, and what early releases
+    // said of fusions.
     fields.ignore(&["original_ln_before", "init_weights_seed"]);
+    fields.ignore(&["attention_type", "new_attention_norm"]);
     let init = match fields.take::<String>("init_weights")?.as_deref() {
         Some("mam_adapter") => AdapterInit::Mam,
         Some("houlsby") => AdapterInit::Houlsby,
@@ -215,3 +247,6 @@ fn factor<K: Kind>(adapter: &Adapter<K>, geometry: &Geometry) -> Value {
         Err(_) => Value::Null,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use burn::tensor::Tensor;
 use peft_core::{Activation, CoreError, Ends, Init, Pass, Rule, check, kernels};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::floor_div;
+
 /// The kinds of invertible adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,7 +52,7 @@ fn halves(d: usize) -> (usize, usize) {
 
 /// Width of the hidden layer of a half, rounded down as in AdapterHub.
 fn hidden(half: usize, factor: f64) -> usize {
-    (half as f64 / factor).floor() as usize
+    floor_div(half, factor) as usize
 }
 
 impl NiceCoupling {
@@ -71,7 +73,7 @@ impl NiceCoupling {
     /// Names the key, what was found and what is allowed.
     pub fn check(d: usize, factor: f64) -> Result<(), CoreError> {
         let (narrow, _) = halves(d);
-        let width = narrow as f64 / factor;
+        let width = floor_div(narrow, factor);
         if factor.is_finite() && (1.0..=check::MOST as f64).contains(&width) {
             return Ok(());
         }

@@ -3,7 +3,10 @@
 //!
 //! Paper: Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", arXiv 2404.03592.
 //! Seam: whole layers. `h' = h + (h S + b - h R) R^T` with `R` of orthonormal columns; without
-//! `orthogonality` it is NoReFT, where `R` is any matrix. AdapterHub's `loreft` and `noreft`.
+//! `orthogonality` it is NoReFT, where `R` is any matrix, and with `subtract_projection` off as well
+//! DiReFT, `h' = h + (h S + b) R^T`. AdapterHub's `loreft`, `noreft` and `direft`, whose own
+//! configuration of the last loses its `subtract_projection` when it is saved: what its folders say
+//! without the key is NoReFT, for AdapterHub as for us.
 
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Role, SharedSlot,
@@ -27,6 +30,9 @@ pub struct LoReft {
     pub suffix_positions: usize,
     /// Whether the projection has orthonormal columns (LoReFT) or is free (NoReFT).
     pub orthogonality: bool,
+    /// Whether an edit takes off what the projection finds in the state (not in DiReFT).
+    #[serde(skip_serializing_if = "is_on")]
+    pub subtract_projection: bool,
     /// Whether first and last positions share an edit.
     pub tied_weights: bool,
     /// Dropout on edited states while training.
@@ -36,6 +42,10 @@ pub struct LoReft {
     pub layers: Option<Vec<usize>>,
 }
 
+fn is_on(flag: &bool) -> bool {
+    *flag
+}
+
 impl Default for LoReft {
     fn default() -> Self {
         Self {
@@ -43,6 +53,7 @@ impl Default for LoReft {
             prefix_positions: 3,
             suffix_positions: 0,
             orthogonality: true,
+            subtract_projection: true,
             tied_weights: false,
             dropout: 0.05,
             layers: None,
@@ -90,6 +101,9 @@ impl MethodConfig for LoReft {
         size_key: Some("r"),
     };
 
+    // It edits the prompt alone, and its subspaces start anywhere.
+    const REVISION: u32 = 2;
+
     fn examples() -> Vec<Self> {
         let exact = Self {
             dropout: 0.0,
@@ -112,6 +126,12 @@ impl MethodConfig for LoReft {
             },
             Self {
                 orthogonality: false,
+                r: 2,
+                ..exact.clone()
+            },
+            Self {
+                orthogonality: false,
+                subtract_projection: false,
                 r: 2,
                 ..exact
             },
@@ -166,7 +186,9 @@ impl Method for LoReft {
         let first = self.first_basis(layer);
         let unit = |(index, used): (usize, bool)| {
             let basis = self.orthogonality.then_some(first + index);
-            let unit = Unit::new(shape, basis, init).with_dropout(self.dropout);
+            let unit = Unit::new(shape, basis, init)
+                .with_dropout(self.dropout)
+                .subtracting(self.subtract_projection);
             if used { unit } else { unit.frozen() }
         };
         let units = self.used().into_iter().enumerate().map(unit).collect();

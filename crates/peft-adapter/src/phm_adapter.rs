@@ -179,6 +179,7 @@ impl<K: PhmKind> MethodConfig for PhmAdapter<K> {
         for on in ["phm_bias", "learn_phm"] {
             fields.allow(on, &[true.into()])?;
         }
+        fields.allow("stochastic_depth", &[0.into()])?;
         let own = Self {
             phm_dim: fields.take("phm_dim")?.unwrap_or(4),
             phm_rank: fields.take("phm_rank")?.unwrap_or(1),
@@ -210,8 +211,8 @@ impl<K: PhmKind> Method for PhmAdapter<K> {
                 expected,
             ));
         }
-        let shape = |layer| self.shape(layer, geometry.width).map(|_| ());
-        (0..geometry.layers).try_for_each(shape)
+        let mut kept = (0..geometry.layers).filter(|layer| !self.leave_out.contains(layer));
+        kept.try_for_each(|layer| self.shape(layer, geometry.width).map(|_| ()))
     }
 
     fn shared(&self, _geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {

@@ -24,7 +24,7 @@ use crate::prefix_encoder::{EncoderShape, PrefixEncoder, ProjectedPrefix};
 pub struct Prefix {
     /// Number of virtual tokens in front of each layer's keys.
     pub num_virtual_tokens: usize,
-    /// Standard deviation of the starting values.
+    /// Standard deviation of the starting values, 1 as in HF PEFT and AdapterHub.
     pub init_std: f64,
     /// Whether the prefix takes positions, so that the text starts behind it: so in HF PEFT, not in
     /// AdapterHub nor in the paper.
@@ -40,17 +40,21 @@ pub struct Prefix {
     /// A trained gate on every layer's prefix, one number for every text (see [`Gate`]).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gating: bool,
+    /// Whether its mean is over padding too, as in AdapterHub; what is read from there says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub counts_padding: bool,
 }
 
 impl Default for Prefix {
     fn default() -> Self {
         Self {
             num_virtual_tokens: 16,
-            init_std: 0.02,
+            init_std: 1.0,
             takes_positions: false,
             prefix_projection: false,
             encoder_hidden_size: None,
             gating: false,
+            counts_padding: false,
         }
     }
 }
@@ -157,7 +161,7 @@ impl MethodConfig for Prefix {
 }
 
 impl Method for Prefix {
-    fn check(&self, _geometry: &Geometry) -> Result<(), CoreError> {
+    fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         check::size("num_virtual_tokens", self.num_virtual_tokens)?;
         if let Some(hidden) = self.encoder_hidden_size {
             check::size("encoder_hidden_size", hidden)?;
@@ -177,7 +181,7 @@ impl Method for Prefix {
                 "a number from 0 up",
             ));
         }
-        Ok(())
+        Gate::check(self.gating, self.counts_padding, geometry)
     }
 
     fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
@@ -186,7 +190,8 @@ impl Method for Prefix {
     }
 
     fn attend_in(&self, layer: usize, geometry: &Geometry, init: &mut Init) -> Option<AttendSlot> {
-        let gate = |init: &mut Init| self.gating.then(|| Gate::new(geometry.width, init));
+        let new = |init: &mut Init| Gate::new(geometry.width, init).counting(self.counts_padding);
+        let gate = |init: &mut Init| self.gating.then(|| new(init));
         if self.prefix_projection {
             let projected = ProjectedPrefix::new(layer, geometry.kv_width, gate(init));
             return Some(AttendSlot::new(projected));

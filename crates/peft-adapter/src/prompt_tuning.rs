@@ -33,9 +33,18 @@ pub enum PromptInit {
     Random,
     /// The embeddings of tokens drawn from the whole vocabulary.
     SampleVocab,
-    /// The embeddings of a text, given by the ids of its tokens: cut, or repeated, to the number of
-    /// virtual tokens.
-    Text(Vec<u32>),
+    /// The embeddings of a text's tokens: cut, or repeated, to the number of virtual tokens.
+    Text(PromptText),
+}
+
+/// The text that virtual tokens start from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a text, or the ids of its tokens")]
+pub enum PromptText {
+    /// In words. Methods know no tokenizer: whoever has the model's puts the ids in its place.
+    Words(String),
+    /// By the ids of its tokens.
+    Ids(Vec<u32>),
 }
 
 impl Default for PromptTuning {
@@ -52,9 +61,10 @@ impl PromptTuning {
     fn ids(&self, table: &Table, init: &mut Init) -> Option<Vec<usize>> {
         let count = self.num_virtual_tokens;
         match &self.prompt_tuning_init {
-            PromptInit::Random => None,
+            // A text without its tokens is refused by `check`.
+            PromptInit::Random | PromptInit::Text(PromptText::Words(_)) => None,
             PromptInit::SampleVocab => Some(init.indices(count, table.rows)),
-            PromptInit::Text(ids) => {
+            PromptInit::Text(PromptText::Ids(ids)) => {
                 let repeated = ids.iter().cycle().take(count);
                 Some(repeated.map(|id| *id as usize).collect())
             }
@@ -78,7 +88,7 @@ impl MethodConfig for PromptTuning {
         let starts = [
             PromptInit::SampleVocab,
             PromptInit::Random,
-            PromptInit::Text(vec![3, 1]),
+            PromptInit::Text(PromptText::Ids(vec![3, 1])),
         ];
         let example = |prompt_tuning_init| Self {
             num_virtual_tokens: 3,
@@ -108,12 +118,18 @@ impl MethodConfig for PromptTuning {
 impl Method for PromptTuning {
     fn check(&self, geometry: &Geometry) -> Result<(), CoreError> {
         check::size("num_virtual_tokens", self.num_virtual_tokens)?;
-        let PromptInit::Text(ids) = &self.prompt_tuning_init else {
+        let PromptInit::Text(text) = &self.prompt_tuning_init else {
             return Ok(());
         };
         let rows = geometry.table.rows;
         let expected = format!("at least one id, each from 0 to below {rows}");
         let error = |found: String| CoreError::bad_value("prompt_tuning_init", found, &expected);
+        let ids = match text {
+            PromptText::Ids(ids) => ids,
+            PromptText::Words(text) => {
+                return Err(error(format!("the text `{text}`, without its tokens")));
+            }
+        };
         if ids.is_empty() {
             return Err(error("an empty text".into()));
         }
@@ -230,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_text_is_repeated_to_the_number_of_virtual_tokens() {
-        let (prompt, table) = start(PromptInit::Text(vec![7, 2]));
+        let (prompt, table) = start(PromptInit::Text(PromptText::Ids(vec![7, 2])));
         let expected = [7, 2, 7, 2, 7].map(|id: usize| table[id].clone());
         assert_eq!(prompt, expected);
     }
@@ -245,13 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn ids_outside_the_vocabulary_and_empty_texts_are_refused() {
+    fn ids_outside_the_vocabulary_and_texts_without_tokens_are_refused() {
         let toy = Toy::build(&mut Init::new(0, &Device::flex())).geometry();
-        for (ids, said) in [(vec![1, 13], "the id 13"), (vec![], "an empty text")] {
-            let method = PromptTuning {
-                prompt_tuning_init: PromptInit::Text(ids),
-                ..PromptTuning::default()
-            };
+        for (text, said) in [
+            (serde_json::json!([1, 13]), "the id 13"),
+            (serde_json::json!([]), "an empty text"),
+            (
+                serde_json::json!("Be kind."),
+                "the text `Be kind.`, without its tokens",
+            ),
+        ] {
+            let config = serde_json::json!({"prompt_tuning_init": {"text": text}});
+            let method: PromptTuning = serde_json::from_value(config).unwrap();
             let error = method.check(&toy).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }

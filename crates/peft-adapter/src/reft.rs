@@ -14,7 +14,7 @@ pub struct UnitShape {
     pub r: usize,
 }
 
-/// `x + (x S + b - x R) R^T`
+/// `x + (x S + b - x R) R^T`, or without `x R` in it.
 #[derive(Module, Debug)]
 pub struct Unit {
     /// `S`, `[d, r]`
@@ -26,6 +26,7 @@ pub struct Unit {
     dropout: Dropout,
     #[module(skip)]
     basis: Option<usize>,
+    subtracts: bool,
 }
 
 impl Unit {
@@ -43,7 +44,14 @@ impl Unit {
             projection: Param::from_tensor(projection),
             dropout: DropoutConfig::new(0.0).init(),
             basis,
+            subtracts: true,
         }
+    }
+
+    /// The edit with or without what the projection finds in the state taken off.
+    #[must_use]
+    pub fn subtracting(self, subtracts: bool) -> Self {
+        Self { subtracts, ..self }
     }
 
     /// The edit with dropout on edited states while training.
@@ -72,7 +80,10 @@ impl Unit {
     fn change(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let projection = self.projection(pass);
         let source = kernels::linear(x.clone(), self.source.val(), Some(self.source_bias.val()));
-        let edit = source - kernels::linear(x.clone(), projection.clone(), None);
+        let edit = match self.subtracts {
+            true => source - kernels::linear(x.clone(), projection.clone(), None),
+            false => source,
+        };
         let change = kernels::linear(edit, projection.transpose(), None);
         // Dropout is on the whole edited state, not on what was added to it.
         self.dropout.forward(x.clone() + change) - x
@@ -112,12 +123,14 @@ impl Bases {
 
 impl Basis {
     fn new(d: usize, r: usize, init: &mut Init) -> Self {
-        // As many random reflections as there are columns move each of them to a random place.
-        let mut base = identity([d, d], init);
-        for _ in 0..r {
-            let v = init.normal([d, 1], 1.0);
-            base = reflected(base.transpose(), v).transpose();
-        }
+        // Stewart 1980: the reflection for column `k` moves it to a random place and leaves those
+        // before it where they are, so that all columns together lie in no direction more than in
+        // another. One reflection about a random vector would leave each of them near its own axis.
+        let eye = identity([d, d], init);
+        let base = (0..r).rev().fold(eye, |base, column| {
+            let v = towards_random(d, column, init);
+            reflected(base, v)
+        });
         let frozen = |tensor: Tensor<2>| Param::from_tensor(tensor).set_require_grad(false);
         let signs = Param::from_tensor(init.full([r], 1.0)).set_require_grad(false);
         Self {
@@ -139,6 +152,17 @@ impl Basis {
         let signs = signs.clone().sign() * signs.abs().floor();
         self.base.val().matmul(q) * signs.unsqueeze()
     }
+}
+
+/// The vector about which a reflection moves axis `column` to a random place among the axes from
+/// there on, `[d, 1]`.
+fn towards_random(d: usize, column: usize, init: &mut Init) -> Tensor<2> {
+    let place = init.normal([d - column, 1], 1.0);
+    let length = place.clone().square().sum().sqrt().unsqueeze::<2>();
+    let first = place.clone().narrow(0, 0, 1);
+    let moved = first.clone() + first.sign() * length;
+    let place = place.slice_assign([0..1, 0..1], moved);
+    Tensor::zeros([d, 1], init.device()).slice_assign([column..d, 0..1], place)
 }
 
 /// `(I - 2 v v^T / |v|^2) q`
@@ -194,8 +218,8 @@ impl Tap for Reft {
     }
 }
 
-/// Ones at the first positions from the first real token on, and at the last ones before the end of
-/// the real tokens, each `[batch, sequence]`.
+/// Ones at the first positions from the first given token on, and at the last ones before the end of
+/// the given tokens, each `[batch, sequence]`; nothing that is not given is among them.
 fn selected(mask: Tensor<2>, [first, last]: [usize; 2]) -> [Tensor<2>; 2] {
     let [batch, length] = mask.dims();
     let at = Tensor::<1, burn::tensor::Int>::arange(0..length as i64, &mask.device()).float();
@@ -210,9 +234,11 @@ fn selected(mask: Tensor<2>, [first, last]: [usize; 2]) -> [Tensor<2>; 2] {
         let (from, to) = (from.expand([batch, length]), to.expand([batch, length]));
         at.clone().greater_equal(from).float() * at.lower(to).float()
     };
+    let first = start.clone().add_scalar(first as f32);
+    let last = end.clone().sub_scalar(last as f32);
     [
-        within(at.clone(), start.clone(), start.add_scalar(first as f32)),
-        within(at, end.clone().sub_scalar(last as f32), end),
+        within(at.clone(), start.clone(), first.min_pair(end.clone())),
+        within(at, last.max_pair(start), end),
     ]
 }
 
@@ -239,6 +265,47 @@ mod tests {
             0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0,
         ];
         assert_eq!(rows(last), expected);
+    }
+
+    #[test]
+    fn a_text_shorter_than_the_positions_is_edited_to_its_end_and_no_further() {
+        let mask = [[1.0f32, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]];
+        let mask = Tensor::<2>::from_data(TensorData::from(mask), &Device::flex());
+        let expected = mask.to_data();
+        for edited in selected(mask, [3, 3]) {
+            assert_eq!(edited.into_data(), expected);
+        }
+    }
+
+    #[test]
+    fn a_random_projection_lies_no_nearer_to_the_first_axes_than_to_others() {
+        let (d, r, draws) = (64, 2, 300);
+        let mut init = Init::new(6, &Device::flex());
+        let mut squares = 0.0;
+        for _ in 0..draws {
+            let basis = Basis::new(d, r, &mut init);
+            let start = identity([d, r], &init);
+            let own = basis.reflect(start).narrow(0, 0, r).into_data();
+            let own: Vec<f64> = own.convert::<f64>().try_to_vec().unwrap();
+            let [a, b, c, e] = own[..] else {
+                panic!("{own:?}")
+            };
+            // The principal cosines are the singular values of this block.
+            let (sum, product) = (own.iter().map(|x| x * x).sum::<f64>(), a * e - b * c);
+            let largest = (sum + (sum * sum - 4.0 * product * product).max(0.0).sqrt()) / 2.0;
+            assert!(
+                largest.sqrt() < 0.75,
+                "a principal cosine of {}",
+                largest.sqrt()
+            );
+            squares += sum;
+        }
+        // Uniform subspaces have squared cosines of r^2 / d in sum.
+        let (mean, expected) = (squares / f64::from(draws), (r * r) as f64 / d as f64);
+        assert!(
+            (mean / expected - 1.0).abs() < 0.2,
+            "{mean}, not {expected}"
+        );
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Paper: Poth et al. 2023, "Adapters: A Unified Library for Parameter-Efficient and Modular Transfer
 //! Learning", arXiv 2311.11077.
-//! Seam: those of the parts, linear layers aside; AdapterHub's `Split`, whose rows must be as long as
-//! the splits together: here the last part has whatever follows.
+//! Seam: those of the parts; AdapterHub's `Split` of bottleneck adapters, whose rows must be as long as
+//! the splits together: here the last part has whatever follows. Of a linear layer every token goes
+//! through its own part's.
 
 use peft_core::blend::Weight;
 use peft_core::compose::{Joint, Part};
@@ -25,7 +26,7 @@ impl Composition for Split {
         kind: "split",
         name: "Split",
         paper: "Poth et al. 2023, arXiv 2311.11077",
-        seam: "those of its parts, linear layers aside",
+        seam: "those of its parts",
         formula: "those of its parts together",
         start: Start::Near(0.1),
         mergeable: false,

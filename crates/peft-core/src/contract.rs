@@ -3,6 +3,7 @@
 //! [`contract_tests!`](crate::contract_tests) turns them into one test per claim.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
@@ -97,14 +98,17 @@ impl Setting<'_> {
     /// The model before the values of its adapter are put in, as whoever reads a file makes it: what
     /// a look found is in the configuration.
     fn reopened<M: MethodConfig, H: ContractHost>(&self, method: &M) -> Adapted<H> {
-        let Some(looked) = self.looked::<M, H>(method) else {
-            return self.adapted(method);
+        let read: Arc<dyn Method> = match self.looked::<M, H>(method) {
+            Some(looked) => {
+                let read: M = serde_json::from_value(looked.config).expect("it is read as written");
+                Arc::new(read)
+            }
+            None => Arc::new(method.clone()),
         };
-        let config = looked.config;
-        let read: M = serde_json::from_value(config).expect("what is written is read");
+        let read = read.without_start().unwrap_or(read);
         let mut init = Init::new(7, &self.device.clone().autodiff());
         let host = H::build(&mut init);
-        adapt(host, &read, self.storage, &mut init)
+        adapt(host, &*read, self.storage, &mut init)
             .unwrap_or_else(|e| panic!("{read:?} was refused: {e}"))
     }
 
@@ -288,6 +292,16 @@ pub fn merge_preserves_the_output<M: MethodConfig, H: ContractHost>(setting: &Se
     }
 }
 
+/// With what follows from the parameters alone computed once, the model computes the same.
+pub fn steady_it_computes_the_same<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
+    for method in setting.examples::<M>() {
+        let model = perturbed(setting.adapted::<M, H>(&method), 0.05);
+        let steady = setting.output(&model.valid().steady());
+        let distance = relative_distance(&steady, &setting.output(&model));
+        assert!(distance < 1e-5, "{method:?} is {distance} off when steady");
+    }
+}
+
 /// A model without what the method put into its layers has nothing of it left in them, and computes
 /// what the base does where the method trains nothing else.
 pub fn left_out_of_a_layer_it_leaves_nothing<M: MethodConfig, H: ContractHost>(
@@ -463,8 +477,8 @@ macro_rules! contract_tests {
             }
             $crate::contract_tests!(@claims $method:
                 identity_at_init, only_declared_parameters_train, count_equals_closed_form,
-                merge_preserves_the_output, left_out_of_a_layer_it_leaves_nothing,
-                saved_alone_and_restored, loss_falls,
+                merge_preserves_the_output, steady_it_computes_the_same,
+                left_out_of_a_layer_it_leaves_nothing, saved_alone_and_restored, loss_falls,
                 targets_that_match_nothing_are_an_error);
         }
     };

@@ -11,7 +11,7 @@ use crate::pass::Pass;
 
 /// A trained gate, between 0 and 1: the mean of `sigmoid(x w + b)` over a text.
 ///
-/// Padding is no part of the mean. In an encoder all tokens of a text have one gate. In a model that
+/// Padding is no part of the mean, unless the gate is told to count it. In an encoder all tokens of a text have one gate. In a model that
 /// generates text a token must not know of later ones: it has the mean over the tokens up to itself,
 /// those of a cache included, so that a text that is generated token by token meets the gates it has
 /// when it is read as a whole.
@@ -21,6 +21,7 @@ pub struct Gate {
     weight: Param<Tensor<2>>,
     /// `[1]`
     bias: Param<Tensor<1>>,
+    counts_padding: bool,
 }
 
 impl Gate {
@@ -29,6 +30,38 @@ impl Gate {
         Self {
             weight: Param::from_tensor(init.normal([d, 1], 0.02)),
             bias: Param::from_tensor(init.zeros([1])),
+            counts_padding: false,
+        }
+    }
+
+    /// The gate with padding in its mean or not. AdapterHub's are means over a row as it is padded, so
+    /// that what they let through depends on the other texts of a batch.
+    #[must_use]
+    pub fn counting(self, counts_padding: bool) -> Self {
+        Self {
+            counts_padding,
+            ..self
+        }
+    }
+
+    /// Refuses `counts_padding` where it has no meaning.
+    ///
+    /// # Errors
+    /// If there is no gate, or the model generates text, in which AdapterHub's gates are others.
+    pub fn check(gating: bool, counts_padding: bool, geometry: &Geometry) -> Result<(), CoreError> {
+        let refused = |expected| {
+            Err(CoreError::bad_value(
+                "counts_padding",
+                counts_padding,
+                expected,
+            ))
+        };
+        match counts_padding {
+            true if !gating => refused("left out where `gating` is off"),
+            true if !Self::is_known_to_adapter_hub(geometry) => {
+                refused("left out in a model that generates text")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -40,17 +73,21 @@ impl Gate {
     /// The gates of texts with these states, `[batch, 1, 1]` or `[batch, sequence, 1]`.
     pub fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let score = kernels::linear(x, self.weight.val(), Some(self.bias.val()));
-        pass.text_mean(sigmoid(score), self.weight.id, 0)
+        match self.counts_padding {
+            true => sigmoid(score).mean_dim(1),
+            false => pass.text_mean(sigmoid(score), self.weight.id, 0),
+        }
     }
 
-    /// Whether AdapterHub computes the gates of this model as they are here. In a model that generates
+    /// Whether AdapterHub computes the gates of this model as they are here: on texts without padding,
+    /// or where they count it, on all. In a model that generates
     /// text it does not: there each is a mean over the whole text, later tokens included, while it is
     /// read at once, and the newest token's alone while it is generated.
     pub fn is_known_to_adapter_hub(geometry: &Geometry) -> bool {
         geometry.task_head_parameters() > 0
     }
 
-    /// Takes AdapterHub's `use_gating`.
+    /// Takes AdapterHub's `use_gating`; a gate that is read there counts padding.
     ///
     /// # Errors
     /// If it is on and AdapterHub's gates are others.
@@ -85,6 +122,7 @@ mod tests {
         Gate {
             weight: Param::from_tensor(init.normal([3, 1], 1.0)),
             bias: Param::from_tensor(init.normal([1], 1.0)),
+            counts_padding: false,
         }
     }
 
@@ -128,6 +166,14 @@ mod tests {
     fn a_text_of_an_encoder_has_the_mean_of_its_real_tokens() {
         let (gate, (x, text)) = (gate(), padded());
         let mean = |row: &Vec<f64>| row[2..].iter().sum::<f64>() / 4.0;
+        let expected = alone(&gate, &x).iter().map(mean).collect();
+        assert_is(run(&gate, x, text), expected);
+    }
+
+    #[test]
+    fn a_gate_that_counts_padding_has_the_mean_of_the_whole_row() {
+        let (gate, (x, text)) = (gate().counting(true), padded());
+        let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / 6.0;
         let expected = alone(&gate, &x).iter().map(mean).collect();
         assert_is(run(&gate, x, text), expected);
     }

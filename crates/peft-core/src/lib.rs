@@ -16,6 +16,7 @@ pub mod check;
 pub mod compose;
 pub mod contract;
 pub mod device;
+mod dropout;
 pub mod ends;
 pub mod error;
 pub mod exchange;

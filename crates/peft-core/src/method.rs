@@ -1,5 +1,7 @@
 //! What a PEFT method is: a configuration that fills some of a model's seams.
 
+use std::sync::Arc;
+
 use serde::{Serialize, de::DeserializeOwned};
 
 use burn::tensor::Tensor;
@@ -62,6 +64,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The method for a model into which values are put right after: without the search for a start
+    /// that no value depends on. None where it searches for nothing.
+    fn without_start(&self) -> Option<Arc<dyn Method>> {
+        None
+    }
+
     /// State that the layers share; they reach it through the [`Pass`](crate::pass::Pass).
     fn shared(&self, _geometry: &Geometry, _init: &mut Init) -> Option<SharedSlot> {
         None
@@ -91,6 +99,12 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     /// What stands in place of a linear layer.
     fn project(&self, _site: &Site, base: Proj, _init: &mut Init) -> Proj {
         base
+    }
+
+    /// Whether the linear layers it stands on must be the base's own: it takes from their weights once
+    /// what holds only while these stay as they are, or lets rows through them that are no tokens.
+    fn needs_bare_layers(&self) -> bool {
+        false
     }
 
     /// What sits on a sublayer of this width.
@@ -230,6 +244,10 @@ pub struct VirtualTokens {
 pub trait MethodConfig: Method + Serialize + DeserializeOwned + Clone + 'static {
     /// What the registry says of it.
     const INFO: MethodInfo;
+
+    /// Raised by one where the method is changed so that it trains to other results, another start for
+    /// example: records of before are not taken for those of the method as it is then.
+    const REVISION: u32 = 0;
 
     /// Configurations the contract suite runs, at least one; small sizes.
     fn examples() -> Vec<Self>;

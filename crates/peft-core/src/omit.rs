@@ -32,13 +32,9 @@ impl Remover<'_> {
 }
 
 impl Surgeon for Remover<'_> {
-    fn projection(&mut self, site: &Site, mut base: Proj) -> Proj {
-        if self.0.contains(&site.layer) {
-            while let Some(inner) = base.base() {
-                base = inner;
-            }
-        }
-        base
+    fn projection(&mut self, site: &Site, base: Proj) -> Proj {
+        let bare = self.0.contains(&site.layer).then(|| base.bare()).flatten();
+        bare.unwrap_or(base)
     }
     fn tap(&mut self, layer: usize, _role: Role, old: Option<TapSlot>) -> Option<TapSlot> {
         self.kept(layer, old)

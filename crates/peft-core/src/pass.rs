@@ -53,6 +53,7 @@ pub struct Pass<'a> {
     losses: RefCell<Vec<Tensor<1>>>,
     text: RefCell<Text>,
     memory: Option<Memory>,
+    aside: bool,
 }
 
 impl Default for Pass<'_> {
@@ -65,6 +66,7 @@ impl Default for Pass<'_> {
             losses: RefCell::default(),
             text: RefCell::default(),
             memory: None,
+            aside: false,
         }
     }
 }
@@ -139,8 +141,14 @@ impl<'a> Pass<'a> {
         Pass {
             position_offset: self.position_offset,
             shared: self.shared,
+            aside: true,
             ..Pass::default()
         }
+    }
+
+    /// Whether it is for states that are no tokens, which have no place in a row and no task.
+    pub fn is_aside(&self) -> bool {
+        self.aside
     }
 
     /// The same pass through another copy of the model, which has this shared state: for layers
@@ -165,6 +173,7 @@ impl<'a> Pass<'a> {
             shared: parts.and_then(|parts: &SharedParts| parts.of_part(index)),
             outer: Some(self),
             memory: self.memory.clone(),
+            aside: self.aside,
             ..Pass::default()
         }
     }

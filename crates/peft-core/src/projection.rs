@@ -43,6 +43,12 @@ pub trait Projection: Module + 'static {
     fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
         None
     }
+
+    /// The same with what follows from its parameters alone computed once, if there is any such thing:
+    /// for a model that is not trained on. It keeps every parameter.
+    fn steady(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
 }
 
 /// A layer over another that changes its weight and nothing else: bias and shape are the base's,
@@ -59,6 +65,11 @@ pub trait Reweighted: Module + 'static {
 
     /// See [`Projection::settled`].
     fn settled(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        None
+    }
+
+    /// See [`Projection::steady`].
+    fn steady(&self, _pass: &Pass<'_>) -> Option<Proj> {
         None
     }
 }
@@ -88,6 +99,9 @@ impl<R: Reweighted> Projection for R {
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
         Reweighted::settled(self, pass)
     }
+    fn steady(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Reweighted::steady(self, pass)
+    }
 }
 
 /// Object-safe form of [`Projection`]; implemented for every one of them.
@@ -111,6 +125,7 @@ pub trait ErasedProjection {
     fn base(&self) -> Option<Proj>;
     fn packing(&self) -> Option<String>;
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj>;
+    fn steady(&self, pass: &Pass<'_>) -> Option<Proj>;
 }
 
 #[doc(hidden)]
@@ -140,6 +155,9 @@ impl<P: Projection> ErasedProjection for P {
     }
     fn settled(&self, pass: &Pass<'_>) -> Option<Proj> {
         Projection::settled(self, pass)
+    }
+    fn steady(&self, pass: &Pass<'_>) -> Option<Proj> {
+        Projection::steady(self, pass)
     }
 }
 
@@ -204,6 +222,12 @@ impl Proj {
         self.0.projection().base()
     }
 
+    /// The layer that methods were put around, without any of them; none where there is nothing
+    /// around it.
+    pub fn bare(&self) -> Option<Self> {
+        std::iter::successors(self.base(), Self::base).last()
+    }
+
     /// How the weight is packed; see [`Projection::packing`].
     pub fn packing(&self) -> Option<String> {
         self.0.projection().packing()
@@ -212,6 +236,11 @@ impl Proj {
     /// The same without what only training needs; see [`Projection::settled`].
     pub fn settled(&self, pass: &Pass<'_>) -> Option<Self> {
         self.0.projection().settled(pass)
+    }
+
+    /// The same with what follows from its parameters computed once; see [`Projection::steady`].
+    pub fn steady(&self, pass: &Pass<'_>) -> Option<Self> {
+        self.0.projection().steady(pass)
     }
 
     /// The concrete projection, if it is a `P`.

@@ -2,6 +2,9 @@
 //!
 //! Some methods train a network that makes their parameters, and keep in the end what it made. Such
 //! a slot can settle into its final form, which is also what other programs keep.
+//!
+//! Others compute something from their parameters in each pass: a norm, an inverse. In a model that is
+//! not trained on, a linear layer can do so once.
 
 use crate::attend::AttendSlot;
 use crate::host::{Adapted, Host, Surgeon};
@@ -27,6 +30,25 @@ impl<H: Host> Adapted<H> {
             position_offset: self.position_offset,
             copies: self.copies,
         }
+    }
+}
+
+impl<H: Host> Adapted<H> {
+    /// The model with what its linear layers compute from their parameters alone computed once. It is
+    /// for use, not for training or for values that are yet to be put in.
+    #[must_use]
+    pub fn steady(self) -> Self {
+        let mut steadier = Steadier(Pass::with_shared(self.shared.as_ref()));
+        let host = self.host.rebuild(&mut steadier);
+        Self { host, ..self }
+    }
+}
+
+struct Steadier<'a>(Pass<'a>);
+
+impl Surgeon for Steadier<'_> {
+    fn projection(&mut self, _site: &Site, old: Proj) -> Proj {
+        old.steady(&self.0).unwrap_or(old)
     }
 }
 

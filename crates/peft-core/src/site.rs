@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CoreError;
 use crate::exchange::path_ends_with;
+use crate::geometry::Table;
 
 /// What a place in the model does, by the field's usual names, whatever the model calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -137,6 +138,12 @@ impl Targets {
                 .iter()
                 .any(|name| name_matches(name, path, role)),
         }
+    }
+
+    /// Whether the token embedding is among the names, for a method that has a place on it.
+    pub fn name_table(&self, table: &Table) -> bool {
+        let mut names = self.names().iter();
+        names.any(|name| name == Role::Embedding.name() || path_ends_with(&table.path, name))
     }
 
     /// The layers among `sites` that are targets.

@@ -176,7 +176,8 @@ impl MethodConfig for AdaLora {
         if fields.peek("peft_type") != "ADALORA" {
             return Ok(None);
         }
-        // `r` has no meaning here; the rest says nothing of what is computed.
+        // `r` has no meaning here; the rest says nothing of what is computed: no weight is tied to a
+        // linear layer of the blocks, and other targets are refused.
         fields.ignore(&[
             "r",
             "init_lora_weights",

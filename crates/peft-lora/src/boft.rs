@@ -6,16 +6,17 @@
 //! (Cayley maps), the features reordered before and after each one so that every factor mixes
 //! twice as many of them. Starts at `R = I`, `s = 1`.
 
-use burn::module::{Module, Param};
+mod layer;
+
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
-    Reweighted, Rule, Site, Start, Targets, exchange::peft_targets,
+    CoreError, Fields, Foreign, Form, Geometry, Init, Method, MethodConfig, MethodInfo, Proj, Rule,
+    Site, Start, Targets, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::cayley::{apply_blocks, cayley};
 use crate::family::{key, peft_targets_of, place, selected};
+pub use layer::BoftLinear;
 
 /// Configuration of BOFT, `kind = "boft"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,8 @@ pub struct Boft {
     pub block_size: usize,
     /// Number of blocks of a layer; 0 where `block_size` is given.
     pub blocks: usize,
-    /// Number of butterfly factors; with one the rotation is block-diagonal. Every block of every
-    /// factor is inverted in each pass (on the host, so that a GPU waits for it).
+    /// Number of butterfly factors; with one the rotation is block-diagonal. While training, every
+    /// block of every factor is inverted in each pass (on the host, so that a GPU waits for it).
     pub butterfly_factors: usize,
     /// Which linear layers; query and value (or the fused projection) where none are named.
     pub targets: Targets,
@@ -153,11 +154,9 @@ impl Method for Boft {
         if !self.targets.contains(site) {
             return base;
         }
-        Proj::new(BoftLinear {
-            rotation: Param::from_tensor(init.zeros(self.shape(site))),
-            scale: Param::from_tensor(init.full([site.d_out], 1.0)),
-            base,
-        })
+        let rotation: Tensor<4> = init.zeros(self.shape(site));
+        let scale = init.full([site.d_out], 1.0);
+        Proj::new(BoftLinear::new(base, rotation, scale))
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
@@ -194,81 +193,6 @@ impl Method for Boft {
             rules.push(Rule::new(place(site, "scale"), key(site, "boft_s"), form));
         }
         Some(Foreign::new(fields, rules))
-    }
-}
-
-/// A linear layer whose input is turned and whose outputs are scaled.
-#[derive(Module, Debug)]
-pub struct BoftLinear {
-    base: Proj,
-    /// `[factors, blocks, size, size]`; only the skew-symmetric part counts
-    rotation: Param<Tensor<4>>,
-    /// `[d_out]`
-    scale: Param<Tensor<1>>,
-}
-
-impl BoftLinear {
-    /// `x R`
-    fn turned(&self, x: Tensor<3>) -> Tensor<3> {
-        let any = self.rotation.val();
-        let [factors, blocks, size, _] = any.dims();
-        let any = any.reshape([factors * blocks, size, size]);
-        let skew = (any.clone() - any.swap_dims(1, 2)).mul_scalar(0.5);
-        let rotations = cayley(skew);
-        // R is the product of the factors, the last one first.
-        (0..factors).rev().fold(x, |x, factor| {
-            let own = rotations.clone().narrow(0, factor * blocks, blocks);
-            match factor {
-                0 => apply_blocks(x, own),
-                _ => {
-                    let chunks = 1 << factor;
-                    let mixed = apply_blocks(spread(x, chunks, size / 2), own);
-                    gathered(mixed, chunks, size / 2)
-                }
-            }
-        })
-    }
-}
-
-/// Within groups of `2 * half` chunks of the last axis: first chunks of the even places, then of
-/// the odd ones.
-fn gathered(x: Tensor<3>, half: usize, chunk: usize) -> Tensor<3> {
-    let [batch, seq, width] = x.dims();
-    let groups = width / (2 * half * chunk);
-    let x = x.reshape([batch * seq, groups, half, 2, chunk]);
-    x.swap_dims(2, 3).reshape([batch, seq, width])
-}
-
-/// The inverse of [`gathered`].
-fn spread(x: Tensor<3>, half: usize, chunk: usize) -> Tensor<3> {
-    let [batch, seq, width] = x.dims();
-    let groups = width / (2 * half * chunk);
-    let x = x.reshape([batch * seq, groups, 2, half, chunk]);
-    x.swap_dims(2, 3).reshape([batch, seq, width])
-}
-
-impl Reweighted for BoftLinear {
-    fn base(&self) -> &Proj {
-        &self.base
-    }
-
-    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let y = self.base.forward(self.turned(x), pass);
-        let scale = self.scale.val();
-        let y = y * scale.clone().unsqueeze();
-        // The base's bias is inside y and must not be scaled.
-        match self.base.bias() {
-            Some(bias) => y + (bias.clone() - bias * scale).unsqueeze(),
-            None => y,
-        }
-    }
-
-    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let weight = self.base.weight(pass);
-        let (d_in, _) = self.base.dims();
-        let identity = Tensor::<2>::eye(d_in, &weight.device()).unsqueeze();
-        let rotation = self.turned(identity).squeeze_dim::<2>(0);
-        rotation.matmul(weight) * self.scale.val().unsqueeze()
     }
 }
 

@@ -6,19 +6,19 @@
 //! `w[m, n, (s - t) mod block_size] / in` at row `s` and column `t`. Starts at zero, one of the starts
 //! of HF PEFT; its default draws small random kernels.
 //!
-//! The dense update is laid out from the kernels in each pass: the blocks are a product with any
-//! input then, at the speed of any other, where a Fourier transform of each block would need one for
-//! every length.
+//! The dense update is laid out from the kernels in each pass and added to the weight: one product with
+//! any input then, at the speed of any other, where a Fourier transform of each block would need one
+//! for every length.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
     Reweighted, Rule, Site, Start, Targets, check, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::family::{key, peft_targets_of, place, selected};
+use crate::family::{key, peft_targets_of, place, selected, with_dense_update};
 
 /// Configuration of C3A, `kind = "c3a"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,17 +135,9 @@ pub struct C3aLinear {
 impl C3aLinear {
     /// The update as a dense matrix, `[d_in, d_out]`.
     fn update(&self) -> Tensor<2> {
-        let kernel = self.kernel.val();
-        let [outputs, inputs, size] = kernel.dims();
-        let place = |at: usize| ((size + at / size - at % size) % size) as i32;
-        let places: Vec<i32> = (0..size * size).map(place).collect();
-        let places = TensorData::new(places, [size * size]);
-        let places = Tensor::<1, Int>::from_data(places, &kernel.device());
-        let blocks = kernel.reshape([outputs * inputs, size]).select(1, places);
-        let blocks = blocks.reshape([outputs, inputs, size, size]);
-        let d_in = inputs * size;
-        let dense = blocks.permute([1, 2, 0, 3]).reshape([d_in, outputs * size]);
-        dense.div_scalar(d_in as f64)
+        let [_, inputs, size] = self.kernel.lazy_shape().dims();
+        let share = 1.0 / (inputs * size) as f64;
+        kernels::circulant(self.kernel.val().mul_scalar(share))
     }
 }
 
@@ -155,8 +147,7 @@ impl Reweighted for C3aLinear {
     }
 
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let y = self.base.forward(x.clone(), pass);
-        kernels::linear_onto(y, x, self.update())
+        with_dense_update(&self.base, x, self.update(), pass)
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
@@ -168,6 +159,7 @@ impl Reweighted for C3aLinear {
 mod tests {
     use super::*;
     use crate::family::testing::{computes, device, site, stirred};
+    use burn::tensor::TensorData;
     use peft_core::Role;
 
     peft_core::contract_tests!(C3a);

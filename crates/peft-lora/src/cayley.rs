@@ -55,8 +55,9 @@ fn identity(size: usize, like: &Tensor<3>) -> Tensor<3> {
     Tensor::<2>::eye(size, &like.device()).unsqueeze()
 }
 
-/// The inverse of every block as constants.
-fn inverted(matrix: Tensor<3>) -> Tensor<3> {
+/// The inverse of every block as constants, where elimination needs no exchange of rows: as in
+/// [`inverse`], or of a positive definite matrix.
+pub(crate) fn inverted(matrix: Tensor<3>) -> Tensor<3> {
     let ([blocks, size, _], device) = (matrix.dims(), matrix.device());
     let data = matrix.detach().into_data().convert::<f32>();
     let values: Vec<f32> = data.try_to_vec().expect("converted to f32");
@@ -101,6 +102,18 @@ pub(crate) fn apply_blocks(x: Tensor<3>, blocks: Tensor<3>) -> Tensor<3> {
     let parts = x.reshape([batch * seq, width / size, size]).swap_dims(0, 1);
     let turned = parts.matmul(blocks).swap_dims(0, 1);
     turned.reshape([batch, seq, width])
+}
+
+/// The product of a block-diagonal matrix with another.
+///
+/// # Shapes
+/// - matrix: `[blocks * size, d]`
+/// - blocks: `[blocks, size, size]`, or one block for every part
+/// - result: as the matrix
+pub(crate) fn turned_rows(matrix: Tensor<2>, blocks: Tensor<3>) -> Tensor<2> {
+    let ([height, width], [_, size, _]) = (matrix.dims(), blocks.dims());
+    let parts = matrix.reshape([height / size, size, width]);
+    blocks.matmul(parts).reshape([height, width])
 }
 
 #[cfg(test)]
@@ -160,5 +173,9 @@ mod tests {
                 .matmul(blocks.clone().narrow(0, part, 1));
             assert!(largest(turned.clone().narrow(2, part * 4, 4) - expected) < 1e-5);
         }
+        // x (R W) is (x R) W.
+        let weight: Tensor<2> = random([12, 7], &device());
+        let rows = x.matmul(turned_rows(weight.clone(), blocks).unsqueeze());
+        assert!(largest(rows - turned.matmul(weight.unsqueeze())) < 1e-4);
     }
 }

@@ -112,6 +112,11 @@ impl Method for Delora {
         })
     }
 
+    /// The norms of their weights are found once.
+    fn needs_bare_layers(&self) -> bool {
+        true
+    }
+
     fn parameters(&self, geometry: &Geometry) -> usize {
         let sites = selected(&self.targets, geometry);
         sites

@@ -7,23 +7,24 @@
 //!
 //! No `V` is formed: `|V|^2 = |w|^2 + 2 s <w, AB> + s^2 |AB|^2` for each output, where `|w|^2` is
 //! kept from the start, `<w, AB>` follows from `A' W` (the base applied to `rank` rows), and
-//! `|AB|^2` from the small factors.
+//! `|AB|^2` from the small factors. The rows go through a packed base together with the input, so that
+//! it is decoded once. A layer that is used and not trained finds its norms once.
+
+mod layer;
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
-use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::Tensor;
 use peft_core::geometry::is_part_of;
 use peft_core::{
-    BaseParam, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
-    Proj, Reweighted, Rule, Site, Start, Targets, kernels,
+    BaseParam, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Proj,
+    Rule, Site, Start, Targets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::family::{key, place};
 use crate::lora::{Lora, peft};
+pub use layer::DoraLinear;
 
 /// Configuration of DoRA, `kind = "dora"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,6 +161,11 @@ impl Method for Dora {
         Proj::new(DoraLinear::new(&self.lora(), site, base, init))
     }
 
+    /// The norms of their weights are found once, and `rank` rows that are no tokens go through them.
+    fn needs_bare_layers(&self) -> bool {
+        true
+    }
+
     fn trains(&self, param: &BaseParam) -> bool {
         self.lora().trains(param)
     }
@@ -188,109 +194,6 @@ impl Method for Dora {
         });
         foreign.rules.extend(magnitudes);
         Some(foreign)
-    }
-}
-
-/// A linear layer with a low-rank update and a trained magnitude of every output.
-#[derive(Module, Debug)]
-pub struct DoraLinear {
-    base: Proj,
-    /// `[d_in, rank]`
-    a: Param<Tensor<2>>,
-    /// `[rank, d_out]`
-    b: Param<Tensor<2>>,
-    /// `[d_out]`
-    magnitude: Param<Tensor<1>>,
-    /// The base's squared norms, `[d_out]`; never trained.
-    squares: Param<Tensor<1>>,
-    dropout: Dropout,
-    scaling: f64,
-}
-
-/// What the norm of an all-zero column counts as, so that its magnitude of 0 stays 0.
-const TINY: f64 = 1e-24;
-
-impl DoraLinear {
-    fn new(lora: &Lora, site: &Site, base: Proj, init: &mut Init) -> Self {
-        let rank = lora.rank_at(&site.path);
-        let weight = base.weight(&Pass::new()).detach();
-        let squares = weight.square().sum_dim(0).reshape([site.d_out]);
-        Self {
-            a: Param::from_tensor(init.kaiming_uniform([site.d_in, rank], site.d_in)),
-            b: Param::from_tensor(init.zeros([rank, site.d_out])),
-            magnitude: Param::from_tensor(squares.clone().sqrt().detach()),
-            squares: Param::from_tensor(squares).set_require_grad(false),
-            dropout: DropoutConfig::new(lora.dropout).init(),
-            scaling: lora.scaling_at(&site.path),
-            base,
-        }
-    }
-
-    /// The norm of each output's weights, `[d_out]`; no gradient passes through it.
-    fn norms(&self, pass: &Pass<'_>) -> Tensor<1> {
-        let (a, b) = (self.a.val().detach(), self.b.val().detach());
-        let rows = self.base.forward(a.clone().transpose().unsqueeze(), pass);
-        let rows = match self.base.bias() {
-            Some(bias) => rows - bias.unsqueeze(),
-            None => rows,
-        };
-        let across = rows.detach().squeeze_dim::<2>(0) * b.clone();
-        let within = a.clone().transpose().matmul(a).matmul(b.clone()) * b;
-        let sum = |products: Tensor<2>| products.sum_dim(0).squeeze_dim::<1>(0);
-        let squares = self.squares.val()
-            + sum(across).mul_scalar(2.0 * self.scaling)
-            + sum(within).mul_scalar(self.scaling * self.scaling);
-        squares.clamp_min(TINY).sqrt().detach()
-    }
-
-    /// By how much each output is stretched, `[d_out]`.
-    fn stretch(&self, pass: &Pass<'_>) -> Tensor<1> {
-        self.magnitude.val() / self.norms(pass)
-    }
-
-    /// `y + scaling * x A B`
-    fn with_update(&self, y: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
-        let h = kernels::linear(x, self.a.val(), None);
-        kernels::linear_onto(y, h.mul_scalar(self.scaling), self.b.val())
-    }
-
-    fn drops(&self, x: &Tensor<3>) -> bool {
-        self.dropout.prob > 0.0 && x.device().is_autodiff()
-    }
-}
-
-impl Reweighted for DoraLinear {
-    fn base(&self) -> &Proj {
-        &self.base
-    }
-
-    fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let stretch = self.stretch(pass);
-        let bias = self.base.bias();
-        if self.drops(&x) {
-            // y + (g - 1) x' W + g s x' A B for what dropout leaves of x.
-            let y = self.base.forward(x.clone(), pass);
-            let left = self.dropout.forward(x);
-            let direct = self.base.forward(left.clone(), pass);
-            let added = self.with_update(direct.clone(), left) * stretch.clone().unsqueeze();
-            let y = y + added - direct;
-            return match bias {
-                Some(bias) => y + (bias.clone() - bias * stretch).unsqueeze(),
-                None => y,
-            };
-        }
-        let y = self.with_update(self.base.forward(x.clone(), pass), x);
-        let y = y * stretch.clone().unsqueeze();
-        // The base's bias is inside y and must not be stretched.
-        match bias {
-            Some(bias) => y + (bias.clone() - bias * stretch).unsqueeze(),
-            None => y,
-        }
-    }
-
-    fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let update = self.a.val().matmul(self.b.val()).mul_scalar(self.scaling);
-        (self.base.weight(pass) + update) * self.stretch(pass).unsqueeze()
     }
 }
 

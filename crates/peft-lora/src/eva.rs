@@ -12,6 +12,7 @@
 //! parameters are known after the look: before it, and with `rho = 1`, they are LoRA's.
 
 mod components;
+mod inputs;
 mod peft;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::selected;
 use crate::lora::{Factors, Lora, LoraLinear};
-use components::{Components, Scatter};
+use components::Components;
+use inputs::Inputs;
 
 /// Configuration of EVA, `kind = "eva"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -260,21 +262,16 @@ impl Method for Eva {
             return Err(CoreError::bad_value("rank_pattern", path, expected));
         }
         let sites: Vec<&Site> = selected(&self.targets, geometry).collect();
-        let mut scatters: BTreeMap<String, Scatter> = BTreeMap::new();
+        let mut inputs = Inputs::default();
         preview.inputs(&self.targets, &mut |input| {
             let counted = match self.use_label_mask {
                 true => &input.tokens.learned,
                 false => &input.tokens.real,
             };
-            let scatter = scatters.entry(input.site.path.clone()).or_default();
-            scatter.add(input.x, counted.clone());
+            inputs.add(input.site, input.x, counted.clone());
             Ok(())
         })?;
-        let components = sites.iter().map(|site| {
-            let scatter = scatters.remove(&site.path).unwrap_or_default();
-            scatter.components(site, self.most(site))
-        });
-        let components = components.collect::<Result<Vec<_>, _>>()?;
+        let components = inputs.components(&sites, |site| self.most(site))?;
         Ok(Some(Looked::new(self.with(&sites, components))))
     }
 

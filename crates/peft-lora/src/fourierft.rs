@@ -2,27 +2,25 @@
 //!
 //! Paper: Gao et al. 2024, "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
 //! arXiv 2405.03003.
-//! Seam: linear layers, with tables shared across layers of the same shape.
-//! `y = x W + b + x D` with `D = scaling * Re(F^-1(S))`, where `S` is zero but for `n_frequency`
+//! Seam: linear layers; layers of the same shape share the places of their entries.
+//! `y = x (W + D) + b` with `D = scaling * Re(F^-1(S))`, where `S` is zero but for `n_frequency`
 //! entries at random places. The trained entries start standard normal, as in HF PEFT.
 //!
 //! An entry `c` at row `u` and column `v` of the spectrum adds
-//! `c cos(2 pi (u o / out + v i / in)) / (in out)` to the weight of input `i` and output `o`: by the
-//! addition theorem a product of rank 2. So the activations go through tables of cosines and
-//! sines of `2 n_frequency` columns where that is less work than one dense matrix. With more
-//! frequencies the dense update and its dense gradient are formed from the same tables.
+//! `c cos(2 pi (u o / out + v i / in)) / (in out)` to the weight of input `i` and output `o`. All of them
+//! together are one fast transform, whose backward pass is the same transform again.
 
 mod places;
 
-use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
     Reweighted, Rule, SharedSlot, Site, Start, Targets, exchange::peft_targets, kernels,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::family::{finite, key, number, peft_targets_of, place, selected};
+use crate::family::{finite, key, number, peft_targets_of, place, selected, with_dense_update};
 use places::{LARGEST, random_places};
 
 /// Configuration of FourierFT, `kind = "fourierft"`.
@@ -74,7 +72,7 @@ impl MethodConfig for FourierFt {
         kind: "fourierft",
         name: "FourierFT",
         paper: "Gao et al. 2024, arXiv 2405.03003",
-        seam: "linear layers, shared tables",
+        seam: "linear layers, shared places",
         formula: "n_frequency per target",
         start: Start::Elsewhere("the entries of the spectrum start standard normal"),
         mergeable: true,
@@ -82,7 +80,6 @@ impl MethodConfig for FourierFt {
     };
 
     fn examples() -> Vec<Self> {
-        // Through the tables on the toy's layers, and through a dense update.
         vec![
             FourierFt {
                 n_frequency: 2,
@@ -120,16 +117,14 @@ impl Method for FourierFt {
     }
 
     fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
-        let mut tables: Vec<Tables> = Vec::new();
+        let mut places: Vec<Places> = Vec::new();
         for site in selected(&self.targets, geometry) {
-            if !tables
-                .iter()
-                .any(|table| table.dims() == (site.d_in, site.d_out))
-            {
-                tables.push(Tables::new(self, site.d_in, site.d_out, init));
+            let dims = (site.d_in, site.d_out);
+            if !places.iter().any(|known| known.dims == dims) {
+                places.push(Places::new(self, dims, init));
             }
         }
-        Some(SharedSlot::new(FourierShared { tables }))
+        Some(SharedSlot::new(FourierShared { places }))
     }
 
     fn project(&self, site: &Site, base: Proj, init: &mut Init) -> Proj {
@@ -166,64 +161,34 @@ impl Method for FourierFt {
     }
 }
 
-/// The tables of every shape of layer.
+/// The places of the entries in every shape of layer.
 #[derive(Module, Debug)]
 pub struct FourierShared {
-    tables: Vec<Tables>,
+    places: Vec<Places>,
 }
 
-/// Cosines and sines at the entries' frequencies, for the layers of one shape.
+/// Where the entries stand in the spectra of layers of one shape.
 #[derive(Module, Debug)]
-struct Tables {
-    /// Cosines, then sines, `[d_in, 2 n]`
-    inputs: Param<Tensor<2>>,
-    /// Cosines, then negative sines, over the number of weights, `[2 n, d_out]`
-    outputs: Param<Tensor<2>>,
+struct Places {
+    dims: (usize, usize),
+    /// Of a spectrum of shape `[d_in, d_out]`, row by row, `[n_frequency]`
+    at: Param<Tensor<1, Int>>,
 }
 
-impl Tables {
-    fn new(method: &FourierFt, d_in: usize, d_out: usize, init: &Init) -> Self {
+impl Places {
+    fn new(method: &FourierFt, (d_in, d_out): (usize, usize), init: &Init) -> Self {
         let n = method.n_frequency;
-        let places = random_places(method.random_loc_seed, d_in * d_out, n);
+        let theirs = random_places(method.random_loc_seed, d_in * d_out, n);
         // PyTorch's layout is [out, in].
-        let rows: Vec<usize> = places.iter().map(|at| at / d_in).collect();
-        let columns: Vec<usize> = places.iter().map(|at| at % d_in).collect();
-        let frozen = |values: Vec<f32>, shape: [usize; 2]| {
-            let tensor = Tensor::from_data(TensorData::new(values, shape), init.device());
-            Param::from_tensor(tensor).set_require_grad(false)
-        };
-        let mut inputs = Vec::with_capacity(d_in * 2 * n);
-        for i in 0..d_in {
-            inputs.extend(columns.iter().map(|v| angle(v * i, d_in).cos() as f32));
-            inputs.extend(columns.iter().map(|v| angle(v * i, d_in).sin() as f32));
-        }
-        let share = 1.0 / (d_in * d_out) as f64;
-        let mut outputs = Vec::with_capacity(d_out * 2 * n);
-        let mut fill = |wave: fn(f64) -> f64| {
-            for u in &rows {
-                outputs.extend((0..d_out).map(|o| (wave(angle(u * o, d_out)) * share) as f32));
-            }
-        };
-        fill(f64::cos);
-        fill(|angle| -angle.sin());
+        let ours = theirs
+            .iter()
+            .map(|at| (at % d_in * d_out + at / d_in) as i32);
+        let data = TensorData::new(ours.collect(), [n]);
         Self {
-            inputs: frozen(inputs, [d_in, 2 * n]),
-            outputs: frozen(outputs, [2 * n, d_out]),
+            dims: (d_in, d_out),
+            at: Param::initialized(ParamId::new(), Tensor::from_data(data, init.device())),
         }
     }
-
-    fn dims(&self) -> (usize, usize) {
-        let ([d_in, _], [_, d_out]) = (
-            self.inputs.lazy_shape().dims(),
-            self.outputs.lazy_shape().dims(),
-        );
-        (d_in, d_out)
-    }
-}
-
-/// `2 pi` times a fraction, whole turns left out first for the sake of precision.
-fn angle(numerator: usize, denominator: usize) -> f64 {
-    std::f64::consts::TAU * (numerator % denominator) as f64 / denominator as f64
 }
 
 /// A linear layer with a sparse spectrum beside it.
@@ -236,23 +201,21 @@ pub struct FourierLinear {
 }
 
 impl FourierLinear {
-    /// `[d_in, 2 n]` and `[2 n, d_out]`, whose product is the update.
-    fn factors(&self, pass: &Pass<'_>) -> (Tensor<2>, Tensor<2>) {
+    /// The update, `[d_in, d_out]`.
+    fn update(&self, pass: &Pass<'_>) -> Tensor<2> {
         let shared: &FourierShared = pass.shared();
-        let mut tables = shared.tables.iter();
-        let tables = tables
-            .find(|tables| tables.dims() == self.base.dims())
-            .expect("tables were made for the shapes of all targets");
-        let weights = self.spectrum.val().mul_scalar(self.scaling);
-        let weights = Tensor::cat(vec![weights.clone(), weights], 0);
-        let outputs = tables.outputs.val() * weights.unsqueeze_dim(1);
-        (tables.inputs.val(), outputs)
-    }
-
-    /// Whether the tables are less work than a dense matrix.
-    fn is_narrow(&self) -> bool {
-        let ((d_in, d_out), [n]) = (self.base.dims(), self.spectrum.lazy_shape().dims());
-        2 * n * (d_in + d_out) < d_in * d_out
+        let (d_in, d_out) = self.base.dims();
+        let mut places = shared.places.iter();
+        let places = places
+            .find(|places| places.dims == (d_in, d_out))
+            .expect("places were drawn for the shapes of all targets");
+        let size = d_in * d_out;
+        let share = self.scaling / size as f64;
+        let entries = self.spectrum.val().mul_scalar(share);
+        let spectrum = Tensor::<1>::zeros([size], &entries.device());
+        let at = places.at.val();
+        let spectrum = spectrum.select_assign(0, at, entries, IndexingUpdateOp::Add);
+        kernels::real_dft2(spectrum.reshape([d_in, d_out]))
     }
 }
 
@@ -262,17 +225,11 @@ impl Reweighted for FourierLinear {
     }
 
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let y = self.base.forward(x.clone(), pass);
-        let (inputs, outputs) = self.factors(pass);
-        match self.is_narrow() {
-            true => kernels::linear_onto(y, kernels::linear(x, inputs, None), outputs),
-            false => kernels::linear_onto(y, x, inputs.matmul(outputs)),
-        }
+        with_dense_update(&self.base, x, self.update(pass), pass)
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let (inputs, outputs) = self.factors(pass);
-        self.base.weight(pass) + inputs.matmul(outputs)
+        self.base.weight(pass) + self.update(pass)
     }
 }
 

@@ -3,12 +3,15 @@
 //! Paper: Yuan et al. 2024, "Bridging The Gap between Low-rank and Orthogonal Adaptation via
 //! Householder Reflection Adaptation", NeurIPS, arXiv 2405.17484.
 //! Seam: linear layers. `y = x H W + b`, `H` the product of `rank` reflections `I - 2 u u'` in the
-//! directions of the trained vectors, the last vector's first. Starts as HF PEFT does:
-//! Kaiming-uniform pairs of equal vectors, whose reflections cancel.
+//! directions of the trained vectors, the last vector's first. Starts as HF PEFT does: pairs of equal
+//! vectors, whose reflections cancel, or unpaired ones where the rank is odd; Kaiming-uniform over
+//! the matrix as it lies there, so that the bound follows from the number of vectors drawn. Only
+//! directions count, but the length of a vector says how far a step of the optimizer turns it.
 //!
 //! The reflections are applied together: a product of them is `I - U S U'` with the unit vectors
 //! `U` and a triangular `S` of `rank` rows (Schreiber and Van Loan 1989), so that the input is read
-//! once whatever the rank.
+//! once whatever the rank. `S` is the inverse of a triangle of `rank` rows, found on the host in each
+//! pass of training, so that a GPU waits for it.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -25,8 +28,7 @@ use crate::family::{key, peft_targets_of, place, selected};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hra {
-    /// Number of reflections. With an odd one the last has no partner, and the start is not the
-    /// base.
+    /// Number of reflections. With an odd one they have no partners, and the start is not the base.
     pub rank: usize,
     /// Which linear layers; query and value (or the fused projection) where none are named.
     pub targets: Targets,
@@ -38,6 +40,19 @@ impl Default for Hra {
             rank: 8,
             targets: Targets::Default,
         }
+    }
+}
+
+impl Hra {
+    /// The vectors, `[d_in, rank]`. PyTorch takes the number of columns it draws for their fan.
+    fn start(&self, d_in: usize, init: &mut Init) -> Tensor<2> {
+        let rank = self.rank;
+        if !rank.is_multiple_of(2) {
+            return init.kaiming_uniform([d_in, rank], rank);
+        }
+        let halves: Tensor<2> = init.kaiming_uniform([d_in, rank / 2], rank / 2);
+        let doubled = halves.unsqueeze_dim::<3>(2).repeat_dim(2, 2);
+        doubled.reshape([d_in, rank])
     }
 }
 
@@ -83,12 +98,9 @@ impl Method for Hra {
         if !self.targets.contains(site) {
             return base;
         }
-        let (d_in, pairs) = (site.d_in, self.rank.div_ceil(2));
-        let halves: Tensor<2> = init.kaiming_uniform([d_in, pairs], d_in);
-        let doubled = halves.unsqueeze_dim::<3>(2).repeat_dim(2, 2);
-        let u = doubled.reshape([d_in, 2 * pairs]).narrow(1, 0, self.rank);
         Proj::new(HraLinear {
-            u: Param::from_tensor(u),
+            u: Param::from_tensor(self.start(site.d_in, init)),
+            steady: None,
             base,
         })
     }
@@ -123,11 +135,16 @@ pub struct HraLinear {
     base: Proj,
     /// A vector a column, of any length, `[d_in, rank]`
     u: Param<Tensor<2>>,
+    /// The factors of the product, where nothing is trained any more.
+    steady: Option<(Tensor<2>, Tensor<2>)>,
 }
 
 impl HraLinear {
     /// The unit vectors `U`, and `U S`, both `[d_in, rank]`.
     fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        if let Some(factors) = &self.steady {
+            return factors.clone();
+        }
         let u = self.u.val();
         let lengths = u.clone().square().sum_dim(0).sqrt();
         let u = u / lengths;
@@ -157,6 +174,14 @@ impl Reweighted for HraLinear {
         let weight = self.base.weight(pass);
         weight.clone() - us.matmul(u.transpose().matmul(weight))
     }
+
+    fn steady(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        let (u, us) = self.factors();
+        Some(Proj::new(Self {
+            steady: Some((u.detach(), us.detach())),
+            ..self.clone()
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -184,7 +209,15 @@ mod tests {
                 let share = u.clone().transpose().matmul(weight.clone()) / length;
                 weight = weight - u.matmul(share).mul_scalar(2.0);
             }
-            computes(&proj, &pass, weight, layer.base.bias().unwrap());
+            let bias = layer.base.bias().unwrap();
+            computes(&proj, &pass, weight.clone(), bias.clone());
+            let steady = proj.valid().steady(&pass).unwrap();
+            computes(
+                &steady,
+                &pass,
+                weight.without_autodiff(),
+                bias.without_autodiff(),
+            );
         }
     }
 

@@ -19,6 +19,8 @@ pub mod lokr;
 pub mod lora;
 pub mod lora_fa;
 pub mod lora_plus;
+#[cfg(test)]
+mod masks;
 pub mod miss;
 pub mod molora;
 pub mod oft;
@@ -27,6 +29,8 @@ pub mod pissa;
 pub mod randlora;
 pub mod relora;
 pub mod road;
+#[cfg(test)]
+mod starts;
 pub mod vb_lora;
 pub mod vera;
 

@@ -18,7 +18,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::family::{finite, key, number, peft_targets_of, place, selected};
+use crate::family::{finite, key, number, peft_targets_of, place, selected, with_dense_update};
 
 /// Configuration of LoHa, `kind = "loha"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,10 +162,11 @@ impl LohaLinear {
         }
     }
 
-    /// Whether the factors of rank `rank^2` are less work than a dense matrix.
+    /// Whether the three products of training with each factor of rank `rank^2` are less work than the
+    /// one with a dense matrix that is left where the update is added to the weight.
     fn is_narrow(&self) -> bool {
         let ((d_in, d_out), [_, rank]) = (self.base.dims(), self.a1.val().dims());
-        rank * rank * (d_in + d_out) < d_in * d_out
+        3 * rank * rank * (d_in + d_out) < d_in * d_out
     }
 
     /// `[d_in, rank^2]` and `[rank^2, d_out]`, whose product is the update but for the scaling.
@@ -193,10 +194,10 @@ impl Reweighted for LohaLinear {
     }
 
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
-        let y = self.base.forward(x.clone(), pass);
         if !self.is_narrow() {
-            return kernels::linear_onto(y, x, self.dense());
+            return with_dense_update(&self.base, x, self.dense(), pass);
         }
+        let y = self.base.forward(x.clone(), pass);
         let (a, b) = self.factors();
         let h = kernels::linear(x, a, None).mul_scalar(self.scaling);
         kernels::linear_onto(y, h, b)
@@ -221,7 +222,7 @@ mod tests {
             alpha: 3.0,
             ..Loha::default()
         };
-        let proj = stirred(&loha, &site(Role::Query, 12, 10));
+        let proj = stirred(&loha, &site(Role::Query, 60, 50));
         let layer: &LohaLinear = proj.downcast_ref().unwrap();
         assert_eq!(layer.is_narrow(), narrow);
         let product = |a: &Param<Tensor<2>>, b: &Param<Tensor<2>>| a.val().matmul(b.val());

@@ -20,7 +20,7 @@ use peft_core::exchange::path_ends_with;
 use peft_core::geometry::is_part_of;
 use peft_core::{
     BaseParam, CoreError, Fields, Foreign, Gate, Geometry, Init, LookupSlot, Method, MethodConfig,
-    MethodInfo, Proj, Role, Site, Start, Table, Targets, check,
+    MethodInfo, Proj, Site, Start, Table, Targets, check,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,10 +44,10 @@ pub struct Lora {
     /// Scaling `alpha / sqrt(rank)`, which keeps updates of high ranks from shrinking (rsLoRA).
     #[serde(skip_serializing_if = "is_default")]
     pub rslora: bool,
-    /// Ranks of single layers, by the end of their path; the longest that matches counts.
+    /// Ranks of single targets, by the end of their path; the longest that matches counts.
     #[serde(skip_serializing_if = "is_default")]
     pub rank_pattern: BTreeMap<String, usize>,
-    /// Values of `alpha` of single layers, likewise.
+    /// Values of `alpha` of single targets, likewise.
     #[serde(skip_serializing_if = "is_default")]
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Which biases of the base are trained.
@@ -63,6 +63,9 @@ pub struct Lora {
     /// scaling: `alpha` plays no part then, and nothing merges.
     #[serde(skip_serializing_if = "is_default")]
     pub gating: bool,
+    /// Whether its mean is over padding too, as in AdapterHub; what is read from there says so.
+    #[serde(skip_serializing_if = "is_default")]
+    pub counts_padding: bool,
 }
 
 /// Which biases of the base are trained beside the updates.
@@ -96,6 +99,7 @@ impl Default for Lora {
             lora_bias: false,
             modules_to_save: Vec::new(),
             gating: false,
+            counts_padding: false,
         }
     }
 }
@@ -120,8 +124,7 @@ impl Lora {
 
     /// Whether the token embedding is a target.
     fn embeds(&self, table: &Table) -> bool {
-        let names = self.targets.names().iter();
-        names.into_iter().any(|name| names_table(name, table))
+        self.targets.name_table(table)
     }
 
     /// Refuses what has no meaning beside a gate.
@@ -144,9 +147,12 @@ impl Lora {
 
     fn check_patterns(&self, geometry: &Geometry) -> Result<(), CoreError> {
         let keys = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
+        let table = Some(&geometry.table).filter(|table| self.embeds(table));
+        let table = table.map(|table| table.path.as_str());
         for key in keys {
-            let hits_a_target = |site: &Site| path_ends_with(&site.path, key);
-            if !self.selected(geometry).any(hits_a_target) {
+            let linear = self.selected(geometry).map(|site| site.path.as_str());
+            let mut paths = linear.chain(table);
+            if !paths.any(|path| path_ends_with(path, key)) {
                 let expected = "the end of a target's path";
                 return Err(CoreError::bad_value(
                     "rank_pattern / alpha_pattern",
@@ -166,10 +172,6 @@ fn longest_match<T: Copy>(table: &BTreeMap<String, T>, path: &str) -> Option<T> 
     let hits = table.iter().filter(|(key, _)| path_ends_with(path, key));
     hits.max_by_key(|(key, _)| key.len())
         .map(|(_, value)| *value)
-}
-
-fn names_table(name: &str, table: &Table) -> bool {
-    name == Role::Embedding.name() || path_ends_with(&table.path, name)
 }
 
 impl MethodConfig for Lora {
@@ -225,7 +227,7 @@ impl Method for Lora {
             return Err(CoreError::bad_value("alpha", self.alpha, "a finite number"));
         }
         check::dropout(self.dropout)?;
-        let table = |name: &str| names_table(name, &geometry.table);
+        let table = |name: &str| Targets::One(name.into()).name_table(&geometry.table);
         self.targets.select_or(&geometry.sites, table)?;
         for name in &self.modules_to_save {
             if !geometry.has_module(name) {
@@ -236,6 +238,7 @@ impl Method for Lora {
         if self.gating {
             self.check_gating(geometry)?;
         }
+        Gate::check(self.gating, self.counts_padding, geometry)?;
         self.check_patterns(geometry)
     }
 

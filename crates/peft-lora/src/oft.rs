@@ -6,14 +6,14 @@
 //! matrix, exact or as a Neumann series. Starts at `R = I`.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::{
     CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
     Reweighted, Rule, Site, Start, Targets, exchange::peft_targets,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::cayley::{apply_blocks, cayley, cayley_neumann};
+use crate::cayley::{apply_blocks, cayley, cayley_neumann, turned_rows};
 use crate::family::{key, peft_targets_of, place, selected};
 
 /// Configuration of OFT, `kind = "oft"`.
@@ -26,8 +26,8 @@ pub struct Oft {
     pub blocks: usize,
     /// Whether all blocks of a layer are the same.
     pub block_share: bool,
-    /// Terms of the Neumann series; 0 for the exact map, which inverts every block in each pass
-    /// (on the host, so that a GPU waits for it).
+    /// Terms of the Neumann series; 0 for the exact map, which while training inverts every block in
+    /// each pass (on the host, so that a GPU waits for it).
     pub neumann_terms: usize,
     /// Which linear layers; query and value (or the fused projection) where none are named.
     pub targets: Targets,
@@ -160,10 +160,12 @@ impl Method for Oft {
         if !self.targets.contains(site) {
             return base;
         }
+        let (_, size) = self.cut(site);
         Proj::new(OftLinear {
             rotation: Param::from_tensor(init.zeros(self.shape(site))),
-            size: self.cut(site).1,
+            skew: Skew::new(size, init.device()),
             neumann_terms: self.neumann_terms,
+            steady: None,
             base,
         })
     }
@@ -204,14 +206,19 @@ pub struct OftLinear {
     base: Proj,
     /// The entries above the diagonals, row by row, `[blocks, size (size - 1) / 2]`
     rotation: Param<Tensor<2>>,
-    size: usize,
+    skew: Skew,
     neumann_terms: usize,
+    /// The blocks of the rotation, where nothing is trained any more.
+    steady: Option<Tensor<3>>,
 }
 
 impl OftLinear {
     /// The blocks of the rotation, `[blocks, size, size]`.
     fn blocks(&self) -> Tensor<3> {
-        let skew = skew_symmetric(self.rotation.val(), self.size);
+        if let Some(blocks) = &self.steady {
+            return blocks.clone();
+        }
+        let skew = self.skew.matrices(self.rotation.val());
         match self.neumann_terms {
             0 => cayley(skew),
             terms => cayley_neumann(skew, terms),
@@ -219,23 +226,42 @@ impl OftLinear {
     }
 }
 
-/// Skew-symmetric matrices from the entries above their diagonals.
-fn skew_symmetric(entries: Tensor<2>, size: usize) -> Tensor<3> {
-    let ([blocks, _], device) = (entries.dims(), entries.device());
-    // Entry (row, column) above the diagonal: the rows before it, then its place in its own.
-    let index = |row: usize, column: usize| row * (2 * size - row - 1) / 2 + column - row - 1;
-    let (mut places, mut signs) = (vec![0i32; size * size], vec![0f32; size * size]);
-    for row in 0..size {
-        for column in row + 1..size {
-            let at = index(row, column) as i32;
-            (places[row * size + column], signs[row * size + column]) = (at, 1.0);
-            (places[column * size + row], signs[column * size + row]) = (at, -1.0);
+/// Which entry above the diagonal stands where in a skew-symmetric matrix, and with which sign: the
+/// same in every pass, so that nothing is moved to the device again.
+#[derive(Module, Debug)]
+struct Skew {
+    /// `[size * size]`
+    places: Tensor<1, Int>,
+    /// `[size * size]`
+    signs: Tensor<1>,
+    size: usize,
+}
+
+impl Skew {
+    fn new(size: usize, device: &Device) -> Self {
+        // Entry (row, column) above the diagonal: the rows before it, then its place in its own.
+        let index = |row: usize, column: usize| row * (2 * size - row - 1) / 2 + column - row - 1;
+        let (mut places, mut signs) = (vec![0i32; size * size], vec![0f32; size * size]);
+        for row in 0..size {
+            for column in row + 1..size {
+                let at = index(row, column) as i32;
+                (places[row * size + column], signs[row * size + column]) = (at, 1.0);
+                (places[column * size + row], signs[column * size + row]) = (at, -1.0);
+            }
+        }
+        Self {
+            places: Tensor::from_data(TensorData::new(places, [size * size]), device),
+            signs: Tensor::from_data(TensorData::new(signs, [size * size]), device),
+            size,
         }
     }
-    let places = Tensor::<1, Int>::from_data(TensorData::new(places, [size * size]), &device);
-    let signs = Tensor::<1>::from_data(TensorData::new(signs, [size * size]), &device);
-    let full = entries.select(1, places) * signs.unsqueeze();
-    full.reshape([blocks, size, size])
+
+    /// Skew-symmetric matrices from the entries above their diagonals.
+    fn matrices(&self, entries: Tensor<2>) -> Tensor<3> {
+        let ([blocks, _], size) = (entries.dims(), self.size);
+        let full = entries.select(1, self.places.clone()) * self.signs.clone().unsqueeze();
+        full.reshape([blocks, size, size])
+    }
 }
 
 impl Reweighted for OftLinear {
@@ -248,11 +274,14 @@ impl Reweighted for OftLinear {
     }
 
     fn weight(&self, pass: &Pass<'_>) -> Tensor<2> {
-        let weight = self.base.weight(pass);
-        let (d_in, _) = self.base.dims();
-        let identity = Tensor::<2>::eye(d_in, &weight.device()).unsqueeze();
-        let rotation = apply_blocks(identity, self.blocks()).squeeze_dim::<2>(0);
-        rotation.matmul(weight)
+        turned_rows(self.base.weight(pass), self.blocks())
+    }
+
+    fn steady(&self, _pass: &Pass<'_>) -> Option<Proj> {
+        Some(Proj::new(Self {
+            steady: Some(self.blocks().detach()),
+            ..self.clone()
+        }))
     }
 }
 

@@ -7,10 +7,12 @@
 //! starts again Kaiming-uniform and `B` at zero, the optimizer forgets both, and the learning rate
 //! rises again from zero over `rewarm_steps`.
 //!
-//! The paper merges into the weight itself. Here what was merged stays in factors: an adapter that
-//! carries it is `merges + 1` times the size of LoRA's and not that of the base, the base may be
-//! packed, and nothing is rounded. Factors cost two narrow products a pass, until `merge` makes one
-//! weight of all.
+//! Differs from: the paper trains from scratch, begins with a phase of full-rank training, and at a
+//! merge sets most of the optimizer's state to zero, by magnitude (99%); here a trained base takes the
+//! place of the phase, and the state of `A` and `B` starts anew whole. The paper merges into the weight
+//! itself. Here what was merged stays in factors: an adapter that carries it is `merges + 1` times the
+//! size of LoRA's and not that of the base, the base may be packed, and nothing is rounded. Factors
+//! cost two narrow products a pass from the first merge on, until `merge` makes one weight of all.
 
 mod layer;
 
@@ -152,6 +154,9 @@ struct Restarts {
 
 impl Regulator for Restarts {
     fn after_step(&mut self, step: &Step<'_>, model: &mut dyn Seams) -> Consequences {
+        if step.number == 1 {
+            model.operate(&mut LeaveOutEmpty);
+        }
         let mut merge = Merge {
             init: &mut self.init,
             consequences: Consequences::default(),
@@ -161,6 +166,18 @@ impl Regulator for Restarts {
             merge.consequences.rewarm = (self.rewarm_steps > 0).then_some(self.rewarm_steps);
         }
         merge.consequences
+    }
+}
+
+/// Tells the layers of a run that begins whether anything was merged before it.
+struct LeaveOutEmpty;
+
+impl Surgeon for LeaveOutEmpty {
+    fn projection(&mut self, _site: &Site, base: Proj) -> Proj {
+        match base.downcast_ref::<ReLoraLinear>() {
+            Some(layer) => Proj::new(layer.clone().without_empty_stacks()),
+            None => base,
+        }
     }
 }
 

@@ -167,8 +167,18 @@ pub struct RoadLinear {
 }
 
 impl RoadLinear {
-    /// The factor on each output and that on its partner, both `[d_out]`.
+    /// The factor on each output and that on its partner, both `[d_out]`; those of the first half of
+    /// a group take the sign that its turn has there.
     fn factors(&self) -> (Tensor<1>, Tensor<1>) {
+        let (own, partners) = self.unsigned_factors();
+        let (_, d_out) = self.base.dims();
+        let halves = partners.reshape([d_out / (2 * self.half), 2, self.half]);
+        let [first, second] = [0, 1].map(|at| halves.clone().narrow(1, at, 1));
+        let signed = Tensor::cat(vec![first.neg(), second], 1);
+        (own, signed.reshape([d_out]))
+    }
+
+    fn unsigned_factors(&self) -> (Tensor<1>, Tensor<1>) {
         let (cos, sin) = (self.theta.val().cos(), self.theta.val().sin());
         let (alpha, (_, d_out)) = (self.alpha.val(), self.base.dims());
         match self.variant {
@@ -200,7 +210,7 @@ impl RoadLinear {
         let pairs = y
             .clone()
             .reshape([rows, d_out / (2 * self.half), 2, self.half]);
-        let second = pairs.clone().narrow(2, 1, 1).neg();
+        let second = pairs.clone().narrow(2, 1, 1);
         let partner = Tensor::cat(vec![second, pairs.narrow(2, 0, 1)], 2).reshape(shape);
         y * own.unsqueeze() + partner * partners.unsqueeze()
     }

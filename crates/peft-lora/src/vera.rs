@@ -3,18 +3,21 @@
 //! Paper: Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454.
 //! Seam: linear layers, with state shared across them.
 //! `y = x W + b + lambda_b * ((lambda_d * (x A)) B)` with shared `A` and `B`, sliced to the layer's
-//! width as in HF PEFT; `lambda_d` starts at `d_initial`, `lambda_b` at zero.
+//! width as in HF PEFT; `lambda_d` starts at `d_initial`, `lambda_b` at zero. `A` and `B` are drawn as
+//! there: uniform of variance `2 / fan`, the fan that of what each is multiplied with. They are kept
+//! with the adapter, as PEFT keeps them, which is then no matter of how they were drawn.
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::Tensor;
 use peft_core::{
-    CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass, Proj,
-    Reweighted, Rule, SharedSlot, Site, Start, Targets, check,
-    exchange::{peft_targets, resolve_targets},
+    Buffer, CoreError, Fields, Foreign, Geometry, Init, Method, MethodConfig, MethodInfo, Pass,
+    Proj, Reweighted, Rule, SharedSlot, Site, Start, Targets, check, exchange::peft_targets,
     kernels,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::family::{peft_targets_of, selected};
 
 /// Configuration of VeRA, `kind = "vera"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,19 +78,12 @@ impl MethodConfig for Vera {
         // Without the matrices in the file they would have to come from PyTorch's generator.
         fields.allow("save_projection", &[true.into()])?;
         fields.allow("init_weights", &[true.into(), false.into()])?;
-        fields.allow("bias", &["none".into()])?;
-        fields.ignore(&["fan_in_fan_out", "projection_prng_key"]);
-        fields.modules_to_save(geometry)?;
-        let (targets, stray) = resolve_targets(fields, geometry)?;
-        if let Some(target) = stray.into_iter().next() {
-            let known = "the linear layers of the blocks".into();
-            return Err(CoreError::NoSuchTarget { target, known });
-        }
+        fields.ignore(&["projection_prng_key"]);
         Ok(Some(Vera {
+            targets: peft_targets_of(fields, geometry)?,
             rank: fields.require("r")?,
             d_initial: fields.take("d_initial")?.unwrap_or(0.1),
             dropout: fields.take("vera_dropout")?.unwrap_or(0.0),
-            targets,
         }))
     }
 }
@@ -100,18 +96,16 @@ impl Method for Vera {
     }
 
     fn shared(&self, geometry: &Geometry, init: &mut Init) -> Option<SharedSlot> {
-        let targets = || {
-            geometry
-                .sites
-                .iter()
-                .filter(|site| self.targets.contains(site))
-        };
+        let targets = || selected(&self.targets, geometry);
         let d_in = targets().map(|site| site.d_in).max()?;
         let d_out = targets().map(|site| site.d_out).max()?;
-        let frozen = |tensor| Param::from_tensor(tensor).set_require_grad(false);
+        let mut drawn = |shape, fan: usize| {
+            let bound = (6.0 / fan as f64).sqrt();
+            Buffer::new(init.uniform(shape, bound))
+        };
         Some(SharedSlot::new(VeraShared {
-            a: frozen(init.kaiming_uniform([d_in, self.rank], d_in)),
-            b: frozen(init.kaiming_uniform([self.rank, d_out], self.rank)),
+            a: drawn([d_in, self.rank], d_in),
+            b: drawn([self.rank, d_out], self.rank),
         }))
     }
 
@@ -128,11 +122,8 @@ impl Method for Vera {
     }
 
     fn parameters(&self, geometry: &Geometry) -> usize {
-        let targets = geometry
-            .sites
-            .iter()
-            .filter(|site| self.targets.contains(site));
-        targets.map(|site| self.rank + site.d_out).sum()
+        let sites = selected(&self.targets, geometry);
+        sites.map(|site| self.rank + site.d_out).sum()
     }
 
     fn size(&self) -> Option<u64> {
@@ -140,19 +131,18 @@ impl Method for Vera {
     }
 
     fn peft(&self, geometry: &Geometry) -> Option<Foreign> {
-        let sites = geometry.sites.iter();
-        let selected: Vec<_> = sites.filter(|site| self.targets.contains(site)).collect();
+        let sites: Vec<_> = selected(&self.targets, geometry).collect();
         let fields = serde_json::json!({
             "peft_type": "VERA", "r": self.rank, "d_initial": self.d_initial,
             "vera_dropout": self.dropout, "save_projection": true, "projection_prng_key": 0,
-            "target_modules": peft_targets(&selected, geometry), "bias": "none",
+            "target_modules": peft_targets(&sites, geometry), "bias": "none",
             "fan_in_fan_out": geometry.keeps_weights_in_out(), "init_weights": true,
         });
         let mut rules = vec![
-            Rule::transposed("shared/a", "base_model.vera_A"),
-            Rule::transposed("shared/b", "base_model.vera_B"),
+            Rule::transposed("shared/a.value", "base_model.vera_A"),
+            Rule::transposed("shared/b.value", "base_model.vera_B"),
         ];
-        for site in selected {
+        for site in sites {
             for vector in ["lambda_d", "lambda_b"] {
                 let key = format!("base_model.model.{}.vera_{vector}", site.path);
                 rules.push(Rule::as_is(format!("{}/{vector}", site.path), key));
@@ -166,9 +156,9 @@ impl Method for Vera {
 #[derive(Module, Debug)]
 pub struct VeraShared {
     /// `[max d_in, rank]`
-    a: Param<Tensor<2>>,
+    a: Buffer,
     /// `[rank, max d_out]`
-    b: Param<Tensor<2>>,
+    b: Buffer,
 }
 
 /// A linear layer with VeRA's two vectors.

@@ -9,6 +9,9 @@
 //! `alpha` is the rank. Its adapters come with a base of their own, which is `Q` here: they have no
 //! form in its files.
 
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
 use peft_core::{
     CoreError, Geometry, Method, MethodConfig, MethodInfo, Proj, Site, Start, Storage, Store,
     Targets, check,
@@ -41,6 +44,9 @@ pub struct LoftQ {
     pub block_size: usize,
     /// Whether the scales are kept in 8 bits too.
     pub double_quant: bool,
+    /// Whether the update starts at zero, for values that are about to be put in.
+    #[serde(skip)]
+    blank: bool,
 }
 
 impl Default for LoftQ {
@@ -55,6 +61,7 @@ impl Default for LoftQ {
             niter: None,
             block_size: nf4.block_size,
             double_quant: nf4.double_quant,
+            blank: false,
         }
     }
 }
@@ -137,6 +144,17 @@ impl Method for LoftQ {
         true
     }
 
+    /// What is packed in the first iteration is the weight itself, whatever the update will be.
+    fn without_start(&self) -> Option<Arc<dyn Method>> {
+        let blank = self.iterations == 1;
+        blank.then(|| {
+            Arc::new(Self {
+                blank,
+                ..self.clone()
+            }) as Arc<dyn Method>
+        })
+    }
+
     fn split(&self, site: &Site, base: &Proj, store: Store<'_>) -> Result<Option<Proj>, CoreError> {
         if !self.targets.contains(site) {
             return Ok(None);
@@ -145,6 +163,15 @@ impl Method for LoftQ {
         let dense = split::dense(site, base)?;
         let pass = peft_core::Pass::new();
         let mut packed = store(dense.clone())?;
+        if self.blank {
+            let device = dense.weight.val().device();
+            let start = Factors::new(
+                Tensor::zeros([site.d_in, self.rank], &device),
+                Tensor::zeros([self.rank, site.d_out], &device),
+            );
+            let layer = LoraLinear::starting_at(&lora, site, packed, start);
+            return Ok(Some(Proj::new(layer)));
+        }
         let mut update = self.missing(dense.weight.val() - packed.weight(&pass));
         for _ in 1..self.iterations {
             packed = store(split::without(dense, &update, 1.0))?;
@@ -168,7 +195,7 @@ impl Method for LoftQ {
 
 impl LoftQ {
     /// The update that makes up best for what the packed weight lacks.
-    fn missing(&self, difference: burn::tensor::Tensor<2>) -> Factors {
+    fn missing(&self, difference: Tensor<2>) -> Factors {
         factor::principal(&difference, self.rank, self.niter)
     }
 }
@@ -177,7 +204,7 @@ impl LoftQ {
 mod tests {
     use super::*;
     use burn::module::Module;
-    use burn::tensor::{Device, Tensor};
+    use burn::tensor::Device;
     use peft_core::contract::random;
     use peft_core::{Dense, Init, Pass, Role};
     use peft_lora::{Dora, Olora, Pissa};

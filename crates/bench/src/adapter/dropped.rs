@@ -80,9 +80,14 @@ fn leave_out(
     // An embedding is in no layer.
     let others = targets.names().iter().filter(|name| !is_of_blocks(name));
     let names: Vec<String> = paths.into_iter().chain(others.cloned()).collect();
+    let table = Some(&geometry.table).filter(|table| targets.name_table(table));
+    let stays = |layer: &String| {
+        let paths = names.iter().chain(table.map(|table| &table.path));
+        paths.into_iter().any(|path| path_ends_with(path, layer))
+    };
     for key in PATTERNS {
         if let Some(Value::Object(pattern)) = keys.get_mut(key) {
-            pattern.retain(|layer, _| names.iter().any(|path| path_ends_with(path, layer)));
+            pattern.retain(|layer, _| stays(layer));
         }
     }
     keys.insert(TARGETS.into(), names.into());

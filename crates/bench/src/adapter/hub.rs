@@ -10,7 +10,7 @@ use peft_core::state::{self, Tensors};
 use peft_core::{Fields, Geometry, Host, Init, Rule};
 use serde_json::{Map, Value, json};
 
-use super::{Base, Fitted, Opened, files, fresh};
+use super::{Base, Fitted, Opened, early, files, fresh};
 use crate::heads::Heads;
 use crate::registry::Registry;
 
@@ -35,10 +35,11 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
 /// The adapter's tensors alone.
 pub(super) fn own_tensors(folder: &Path) -> Result<Tensors> {
     let own = files::tensors(folder, TENSORS, PICKLED)?;
-    let mut tensors = own.with_context(|| {
+    let tensors = own.with_context(|| {
         let folder = folder.display();
         format!("`{folder}` has neither `{TENSORS}` nor `{PICKLED}`")
     })?;
+    let mut tensors = early::renamed(tensors);
     // A prefix is there once for the model and again below every layer that reads it.
     tensors.retain(|key, _| !key.contains(".prefix_tuning.pool."));
     Ok(tensors)
@@ -68,9 +69,10 @@ pub(super) fn fit(
         width.unwrap_or(0),
         geometry.width
     );
-    let Some(Value::Object(config)) = opened.config.remove("config") else {
+    let Some(Value::Object(mut config)) = opened.config.remove("config") else {
         bail!("`config` of `{file}` is no JSON table");
     };
+    early::without_empty_promise(&opened.config, &mut config, &opened.tensors);
     let method = registry.from_adapter_hub(Fields::new(file, config), &geometry, HARMLESS)?;
     let labels = labels(&opened.folder)?;
     let file = opened.folder.join(TENSORS).display().to_string();

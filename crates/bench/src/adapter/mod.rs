@@ -5,9 +5,11 @@
 
 mod base;
 mod dropped;
+mod early;
 mod files;
 mod head;
 mod hub;
+mod interpolated;
 mod native;
 mod peft;
 mod setup;

@@ -35,8 +35,8 @@ struct Description {
     config: Value,
     /// How the frozen weights were stored.
     storage: StorageSpec,
-    /// Seed of the start; methods with frozen random parts need it again. Without one, the tensors
-    /// hold those parts.
+    /// Seed of the start; methods with frozen random parts that they do not keep need it again. Without
+    /// one, the tensors hold those parts.
     seed: Option<u64>,
     /// The classes, for a classifier.
     #[serde(flatten)]
@@ -108,7 +108,9 @@ pub(super) fn fit(
         description.kind
     );
     let method = registry.parse(&description.kind, &description.config)?;
-    let (mut adapted, storage) = base.adapt(&*method, &description.storage, init)?;
+    let blank = method.without_start();
+    let blank = blank.as_deref().unwrap_or(&*method);
+    let (mut adapted, storage) = base.adapt(blank, &description.storage, init)?;
     let geometry = adapted.host.geometry();
     let (dropped, layers) = (description.dropped_layers, geometry.layers);
     ensure!(
@@ -132,6 +134,7 @@ pub(super) fn fit(
     nothing_missing(&adapted, &kept, &source)?;
     adapted = state::set(adapted, kept, &source)?;
     let tensors = tensors.into_iter().chain(trained).collect();
+    holds_what_is_shared(&adapted, &tensors, &source)?;
     let model = state::restore(adapted, tensors, &source)?;
     let card = Card {
         kind: description.kind,
@@ -160,6 +163,22 @@ fn nothing_missing(adapted: &Adapted<Model>, kept: &Tensors, file: &str) -> Resu
             problems,
         }
         .into()),
+    }
+}
+
+/// Refuses a file of before shared matrices were kept: they were drawn from its seed, and are drawn
+/// in another way now.
+fn holds_what_is_shared(adapted: &Adapted<Model>, tensors: &Tensors, file: &str) -> Result<()> {
+    let rows = state::parameters(adapted).into_iter();
+    let mut kept = rows.filter(|row| row.buffer && row.name.starts_with(SHARED));
+    match kept.find(|row| !tensors.contains_key(&row.name)) {
+        None => Ok(()),
+        Some(row) => anyhow::bail!(
+            "`{file}` does not hold `{}`: an earlier version of this program wrote it, which drew \
+             that from the seed and in another way than this one; train the adapter again, or have \
+             the program that made it convert it to PEFT's format",
+            row.name
+        ),
     }
 }
 
@@ -213,6 +232,7 @@ pub(super) fn fit_body(
     let (of_head, body): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| head.contains(&row.id));
     let mut tensors = opened.tensors;
+    holds_what_is_shared(&adapted, &tensors, &source)?;
     tensors.retain(|name, _| !of_head.iter().any(|row| row.name == *name));
     let missing = body
         .iter()

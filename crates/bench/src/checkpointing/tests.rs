@@ -44,11 +44,11 @@ fn layers_left_out_of_a_step_are_left_out_of_both_runs() {
     let rows: Vec<&Example> = examples.iter().collect();
     let mut batch = collate(&rows, &trainee.model.host, &device);
     let (_, all) = step(&trainee, &batch);
-    batch.left_out.extend([0, 2]);
+    batch.drops.layers.extend([0, 2]);
     let (loss, some) = step(&trainee, &batch);
     assert!(some.len() < all.len());
     assert_same(&trainee, 1e-6, (loss, some), whole(&trainee, &batch));
-    batch.left_out.insert(1);
+    batch.drops.layers.insert(1);
     assert!(
         step(&trainee, &batch).1.is_empty(),
         "nothing is left to train"

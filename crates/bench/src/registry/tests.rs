@@ -137,6 +137,7 @@ fn dense(registry: &Registry) -> Setting<'_> {
 fn contract_on<M: MethodConfig, H: ContractHost>(setting: &Setting<'_>) {
     contract::identity_at_init::<M, H>(setting);
     contract::merge_preserves_the_output::<M, H>(setting);
+    contract::steady_it_computes_the_same::<M, H>(setting);
     contract::saved_alone_and_restored::<M, H>(setting);
     contract::targets_that_match_nothing_are_an_error::<M, H>(setting);
 }

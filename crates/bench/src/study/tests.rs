@@ -1,4 +1,6 @@
 use super::*;
+use crate::adversarial::Adversarial;
+use crate::layer_drop::AdapterDrop;
 
 const STUDY: &str = r#"
     name = "s"
@@ -88,7 +90,7 @@ fn impossible_values_are_refused_by_name() {
             "learning_rate = [1.0, 0.0]",
             "`train.learning_rate` is 0",
         ),
-        ("seeds = []", "", "`seeds` is 0 or empty"),
+        ("seeds = []", "", "`seeds` is empty"),
         ("tuning_seeds = 0", "", "`tuning_seeds` is 0"),
         (
             "seeds = [1, 2]\ntuning_seeds = 3",
@@ -206,7 +208,12 @@ fn keys_left_at_their_defaults_leave_no_trace_in_the_identity_of_a_trial() {
         assert!(task.get(key).is_none(), "{key}");
     }
     let train = serde_json::to_value(TrainConfig::default()).unwrap();
-    for key in ["adversarial", "adapter_drop", "stochastic_depth"] {
+    for key in [
+        "adversarial",
+        "adapter_drop",
+        "stochastic_depth",
+        "adapter_dropout",
+    ] {
         assert!(train.get(key).is_none(), "{key}");
     }
 }
@@ -369,6 +376,7 @@ fn strategies_of_training_are_read_checked_and_named_when_misspelt() {
             "train.adapter_drop.layers",
         ),
         ("stochastic_depth = 1.5", "train.stochastic_depth"),
+        ("adapter_dropout = 1.0", "train.adapter_dropout"),
     ] {
         let error = with(wrong).unwrap_err().to_string();
         assert!(error.contains(named), "{wrong}: {error}");

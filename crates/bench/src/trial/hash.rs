@@ -8,6 +8,7 @@ use tasks::chat_template::ChatTemplate;
 
 use super::Trial;
 use crate::parts;
+use crate::registry::Registry;
 use crate::source::hex;
 use crate::study::Task;
 
@@ -16,7 +17,11 @@ const GENERATION: u32 = 2;
 
 /// Hashes everything that decides the result. Paths do not: the files' fingerprints stand for them.
 /// What changed its meaning has a key of its own, so that other trials keep their hashes.
-pub(super) fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) -> Trial {
+pub(super) fn with_hash(
+    mut trial: Trial,
+    registry: &Registry,
+    sources: &BTreeMap<String, String>,
+) -> Trial {
     let mut task = serde_json::to_value(&trial.task).expect("tasks serialise");
     forget_paths(&mut task);
     if let Some(Value::Object(tasks)) = task.get_mut("tasks") {
@@ -34,16 +39,9 @@ pub(super) fn with_hash(mut trial: Trial, sources: &BTreeMap<String, String>) ->
     if matches!(&trial.task, Task::Mixture(mixture) if mixture.is_of_classes()) {
         decisive["heads"] = "of every task".into();
     }
-    // LoReFT took a completion's own tokens for part of the text.
-    let of_prompts = trial.kind == "loreft" || config.to_string().contains("\"loreft\"");
-    if of_prompts
-        && trial
-            .task
-            .members()
-            .iter()
-            .any(|(_, task)| matches!(task, Task::Completion { .. }))
-    {
-        decisive["text"] = "the prompt".into();
+    let revisions = registry.revisions(&trial.kind, &config);
+    if !revisions.is_empty() {
+        decisive["revisions"] = serde_json::json!(revisions);
     }
     // FreeLB drew another dropout mask in each of its passes.
     if trial.train.adversarial.is_some() {

@@ -151,7 +151,7 @@ fn a_chat_template_decides_by_what_it_says_and_not_by_where_it_lies() {
             panic!("the study is of completions")
         };
         *chat_template = Some(template.into());
-        with_hash(trial, &BTreeMap::new()).hash
+        with_hash(trial, &Registry::builtin(), &BTreeMap::new()).hash
     };
     assert_eq!(hash("here/own.jinja"), hash("/there/own.jinja"));
     assert_ne!(hash("chatml"), hash("llama3"));
@@ -207,4 +207,17 @@ fn texts_are_not_packed_for_methods_that_need_a_row_for_each() {
     check("lora").unwrap();
     let error = check("prompt_tuning").unwrap_err();
     assert!(error.contains("leave `packing` out"), "{error}");
+}
+
+#[test]
+fn a_method_that_trains_otherwise_than_before_has_other_trials_as_a_part_too() {
+    let registry = Registry::builtin();
+    let of = |kind: &str, config| registry.revisions(kind, &config);
+    let lora = serde_json::json!({"kind": "lora"});
+    assert!(of("lora", lora.clone()).is_empty());
+    let loreft = BTreeMap::from([("loreft".to_string(), 2)]);
+    assert_eq!(of("loreft", serde_json::json!({"r": 2})), loreft);
+    let inner = serde_json::json!({"kind": "average", "parts": [{"kind": "loreft"}]});
+    let stack = serde_json::json!({"parts": [lora, inner]});
+    assert_eq!(of("stack", stack), loreft);
 }

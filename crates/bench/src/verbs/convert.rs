@@ -35,6 +35,15 @@ pub struct Convert {
     /// Leave the adapter out of so many layers, the lowest first; as it says itself where not given.
     #[arg(long, value_name = "N")]
     drop_layers: Option<usize>,
+    /// Mix the embeddings of the tasks of a `hyper` adapter with these weights, one for each, in place
+    /// of every text's own.
+    #[arg(
+        long,
+        value_name = "W,W,...",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    interpolate: Option<Vec<f64>>,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -49,6 +58,9 @@ impl Convert {
             opened = opened.of_task(self.task.as_deref())?;
         }
         let (mut fitted, config) = super::fit(opened, &self.model, &storage, registry, &device)?;
+        if let Some(weights) = &self.interpolate {
+            fitted = fitted.interpolated(weights, registry)?;
+        }
         ensure!(
             self.task.is_none() || fitted.method.tasks().is_none(),
             "`{}` goes by the number of a text's task, so that no task can be taken out of it",

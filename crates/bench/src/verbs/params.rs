@@ -12,6 +12,7 @@ use crate::registry::Registry;
 use crate::source;
 use crate::study::MethodRow;
 use crate::trial::single;
+use crate::wording;
 
 /// Arguments of `params`.
 #[derive(Args)]
@@ -45,6 +46,7 @@ impl Params {
         let model = self.base.load(&mut init)?;
         let row = MethodRow::inline(&self.method)?;
         let (kind, config, storage) = single(&row, registry)?;
+        let config = wording::for_model(config, self.base.model.as_deref(), &model)?;
         let method = registry.parse(&kind, &config)?;
         let geometry = model.geometry();
         let head = geometry.task_head_parameters();

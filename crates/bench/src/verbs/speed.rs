@@ -10,7 +10,7 @@ use crate::registry::Registry;
 use crate::speed::{self, Subject, Work};
 use crate::study::MethodRow;
 use crate::trial::single;
-use crate::{memory, source};
+use crate::{memory, source, wording};
 
 /// Arguments of `speed`.
 #[derive(Args)]
@@ -52,9 +52,10 @@ impl Speed {
         let device = peft_core::device(&self.compute.device)?.autodiff();
         let row = MethodRow::inline(&self.method)?;
         let (kind, config, storage) = single(&row, registry)?;
-        let method = registry.parse(&kind, &config)?;
         let mut init = Init::new(0, &device);
         let base = source::shape(&self.shape, &mut init)?;
+        let config = wording::for_model(config, None, &base)?;
+        let method = registry.parse(&kind, &config)?;
         let work = Work {
             batch: self.batch,
             seq: self.seq,

@@ -18,7 +18,7 @@ use crate::registry::Registry;
 use crate::storage::StorageArgs;
 use crate::study::{MethodRow, OneOrMany};
 use crate::trial::{StorageSpec, expand, single};
-use crate::{execute, fixed, look, parts, progress, source};
+use crate::{execute, fixed, look, parts, progress, source, wording};
 
 /// Arguments of `train`.
 #[derive(Args)]
@@ -146,7 +146,7 @@ impl Train {
         let device = peft_core::device(&self.compute.device)?.autodiff();
         let mut batches = fixed::read(batches, &fitted.model, &device)?;
         for batch in &mut batches {
-            batch.left_out = (0..fitted.card.dropped_layers).collect();
+            batch.drops.layers = (0..fitted.card.dropped_layers).collect();
         }
         let steps = Steps {
             rate,
@@ -186,9 +186,10 @@ impl Train {
             return Ok((fitted, config, format));
         }
         let (kind, config, storage) = single(&self.row()?, registry)?;
-        let method = registry.parse(&kind, &config)?;
         let training = device.autodiff();
         let loaded = source::load(model, None, &mut Init::new(self.seed, &training))?;
+        let config = wording::for_model(config, Some(model), &loaded.model)?;
+        let method = registry.parse(&kind, &config)?;
         parts::bring(&*method, &loaded.model, &training)?;
         let looked = self.look(&loaded.model, &*method, &storage, &training)?;
         let (config, method) = match looked {

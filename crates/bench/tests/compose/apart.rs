@@ -62,6 +62,42 @@ fn what_divides_a_weight_is_no_part_and_nothing_is_divided_to_find_out() {
 }
 
 #[test]
+fn what_stands_on_the_bases_own_layers_does_not_stand_on_another_part() {
+    let (registry, geometry) = (Registry::builtin(), gpt2().geometry());
+    let check = |parts: Value| {
+        let (_, method) = registry.resolve("stack", &json!({"parts": parts})).unwrap();
+        method.check(&geometry).map_err(|e| e.to_string())
+    };
+    let dora = json!({"kind": "dora", "rank": 2});
+    let delora = json!({"kind": "delora", "rank": 2});
+    for above in [&dora, &delora] {
+        let kind = above["kind"].as_str().unwrap();
+        for below in [
+            json!({"kind": "lora", "rank": 2}),
+            json!({"kind": "vera", "rank": 2}),
+            json!({"kind": "molora", "rank": 2, "experts": 2}),
+            json!({"kind": "stack", "parts": [{"kind": "lora", "rank": 2}]}),
+        ] {
+            let error = check(json!([below, above])).unwrap_err();
+            let named = below["kind"].as_str().unwrap();
+            assert!(
+                error.contains(&format!("`parts[1]`: `kind` is {kind}"))
+                    && error.contains(&format!("before `{named}`")),
+                "{error}"
+            );
+            let inner = json!({"kind": "stack", "parts": [above]});
+            assert!(check(json!([below, inner])).is_err());
+            check(json!([above, below])).unwrap();
+        }
+        let trains = json!({"kind": "lora", "targets": ["c_fc"], "modules_to_save": ["c_attn"]});
+        assert!(check(json!([above, trains])).is_err());
+        let elsewhere = json!({"kind": "lora", "targets": ["c_fc"]});
+        check(json!([elsewhere, above])).unwrap();
+        check(json!([{"kind": "pfeiffer", "bottleneck": 4}, above])).unwrap();
+    }
+}
+
+#[test]
 fn parts_kept_apart_have_no_others_beside_them() {
     let folder = tempfile::tempdir().unwrap();
     let (lora, part) = (

@@ -15,6 +15,67 @@ fn either_key_gives_the_width() {
     assert_eq!(width(serde_json::json!({})), 48);
 }
 
+/// What Python's `d // factor` is for d = 64, 128, ... 1024.
+const FLOORS: [(f64, [usize; 16]); 6] = [
+    (
+        1.6,
+        [
+            39, 79, 119, 159, 199, 239, 279, 319, 359, 399, 439, 479, 519, 559, 599, 639,
+        ],
+    ),
+    (
+        3.2,
+        [
+            19, 39, 59, 79, 99, 119, 139, 159, 179, 199, 219, 239, 259, 279, 299, 319,
+        ],
+    ),
+    (
+        6.4,
+        [
+            9, 19, 29, 39, 49, 59, 69, 79, 89, 99, 109, 119, 129, 139, 149, 159,
+        ],
+    ),
+    (
+        12.8,
+        [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59, 64, 69, 74, 79],
+    ),
+    (
+        25.6,
+        [2, 4, 7, 9, 12, 14, 17, 19, 22, 24, 27, 29, 32, 34, 37, 39],
+    ),
+    (153.6, [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6]),
+];
+
+#[test]
+fn widths_from_factors_are_those_python_has() {
+    for (factor, floors) in FLOORS {
+        let adapter = houlsby(serde_json::json!({ "reduction_factor": factor }));
+        for (index, expected) in floors.into_iter().enumerate() {
+            let d = 64 * (index + 1);
+            assert_eq!(floor_div(d, factor), expected as f64, "{d} // {factor}");
+            assert_eq!(
+                adapter.width(0, d).unwrap_or(0),
+                expected,
+                "{d} // {factor}"
+            );
+        }
+    }
+    assert_eq!(floor_div(7, 2.0), 3.0);
+}
+
+#[test]
+fn layers_without_an_adapter_need_no_factor() {
+    use peft_core::{Host, contract::ContractHost, toy::Toy};
+    let toy = Toy::build(&mut Init::new(0, &burn::tensor::Device::flex())).geometry();
+    let table = |leave_out| {
+        let config = serde_json::json!({"reduction_factor": {"0": 2}, "leave_out": leave_out});
+        houlsby(config).check(&toy)
+    };
+    assert!(table(vec![1]).is_ok());
+    let error = table(vec![]).unwrap_err().to_string();
+    assert!(error.contains("the key `default` or `1`"), "{error}");
+}
+
 #[test]
 fn layers_may_have_factors_of_their_own() {
     let adapter = houlsby(serde_json::json!({"reduction_factor": {"1": 8, "default": 2}}));

@@ -28,6 +28,7 @@ pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lo
         prefix_positions: fields.require("prefix_positions")?,
         suffix_positions: fields.require("suffix_positions")?,
         orthogonality: fields.require("orthogonality")?,
+        subtract_projection: fields.take("subtract_projection")?.unwrap_or(true),
         tied_weights: fields.take("tied_weights")?.unwrap_or(false),
         dropout: fields.take("dropout")?.unwrap_or(0.0),
         layers,
@@ -43,6 +44,7 @@ pub(super) fn write(reft: &LoReft, geometry: &Geometry, name: &str) -> Foreign {
         "architecture": "reft", "dropout": reft.dropout, "dtype": null, "init_weights_seed": null,
         "layers": layers, "non_linearity": null, "orthogonality": reft.orthogonality,
         "output_reft": true, "prefix_positions": reft.prefix_positions, "r": reft.r,
+        "subtract_projection": reft.subtract_projection,
         "suffix_positions": reft.suffix_positions, "tied_weights": reft.tied_weights,
     });
     let mut rules = Vec::new();

@@ -30,6 +30,7 @@ pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Pr
         encoder_hidden_size: hidden.filter(|_| !flat),
         takes_positions: false,
         gating,
+        counts_padding: gating,
         ..Prefix::default()
     }))
 }

@@ -1,7 +1,8 @@
 //! Whether the parts of a composition go together.
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+mod linear;
+
+use burn::tensor::Device;
 
 use super::{Composition, Joint, Part};
 use crate::blend::Weight;
@@ -9,8 +10,6 @@ use crate::error::CoreError;
 use crate::geometry::{Geometry, TapSite};
 use crate::init::Init;
 use crate::method::Method;
-use crate::pass::Pass;
-use crate::projection::{Dense, Proj, Projection};
 
 /// A sort of place that a method may fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +118,7 @@ pub(super) fn parts<C: Composition>(composition: &C, geometry: &Geometry) -> Res
     }
     one_storage(parts)?;
     match composition.joint() {
-        Joint::InTurn => {}
+        Joint::InTurn => linear::on_bare_layers(parts, geometry)?,
         Joint::Mixed(weights) => {
             same_offset(parts)?;
             one_weight_each(&weights, parts)?;
@@ -261,13 +260,10 @@ fn has_room<C: Composition>(
 fn fills(method: &dyn Method, seam: Seam, geometry: &Geometry) -> bool {
     let mut init = probe();
     match seam {
-        Seam::Linear => geometry.sites.iter().any(|site| {
-            let blank = Proj::new(Blank {
-                dims: [site.d_in, site.d_out],
-            });
-            let projection = method.project(site, blank, &mut init);
-            projection.downcast_ref::<Blank>().is_none()
-        }),
+        Seam::Linear => geometry
+            .sites
+            .iter()
+            .any(|site| linear::fills(method, site)),
         Seam::Sublayer => {
             let mut taps = geometry.taps.iter();
             taps.any(|tap| has_tap(method, tap, geometry.width))
@@ -281,30 +277,5 @@ fn fills(method: &dyn Method, seam: Seam, geometry: &Geometry) -> bool {
         Seam::Base => {
             method.unties_head(geometry) || geometry.params.iter().any(|param| method.trains(param))
         }
-    }
-}
-
-/// Stands for a linear layer while a method is asked whether it changes it.
-#[derive(Module, Debug)]
-struct Blank {
-    dims: [usize; 2],
-}
-
-impl Projection for Blank {
-    fn forward(&self, x: Tensor<3>, _pass: &Pass<'_>) -> Tensor<3> {
-        let [batch, sequence, _] = x.dims();
-        Tensor::zeros([batch, sequence, self.dims[1]], &x.device())
-    }
-    fn weight(&self, _pass: &Pass<'_>) -> Tensor<2> {
-        Tensor::ones(self.dims, &Device::flex())
-    }
-    fn bias(&self) -> Option<Tensor<1>> {
-        None
-    }
-    fn merge(&self, _pass: &Pass<'_>) -> Option<Dense> {
-        None
-    }
-    fn dims(&self) -> (usize, usize) {
-        (self.dims[0], self.dims[1])
     }
 }

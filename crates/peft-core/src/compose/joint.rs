@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 
-use super::{Room, Seam, copies, seams};
+use super::{Room, Seam, copies, places, seams};
 use crate::attend::AttendSlot;
 use crate::blend::{self, Weight, Weighted};
 use crate::ends::EndsSlot;
@@ -32,9 +32,8 @@ impl Joint {
             (Joint::Mixed(_) | Joint::Apart, Seam::Base) => Room::Nobody,
             // A text is copied when its tokens are embedded.
             (Joint::Apart, Seam::Lookup) => Room::Nobody,
-            // A layer that is another at every token or in every row has no weight, and virtual
-            // tokens are before all of them.
-            (Joint::Mixed(_), Seam::Linear | Seam::Lookup) if self.is_by_place() => Room::Nobody,
+            // Virtual tokens are before all places.
+            (Joint::Mixed(_), Seam::Lookup) if self.is_by_place() => Room::Nobody,
             (Joint::Mixed(_) | Joint::Apart, _) => Room::Many,
         }
     }
@@ -56,6 +55,7 @@ impl Joint {
         parts: usize,
         mut project: impl FnMut(usize, Proj) -> Proj,
     ) -> Proj {
+        let by_place = self.is_by_place();
         let mut side_by_side = |base: &Proj| {
             let made = (0..parts).map(|index| {
                 let projection = project(index, base.clone());
@@ -67,6 +67,11 @@ impl Joint {
         match self {
             Joint::InTurn => (0..parts).fold(base, |base, index| project(index, base)),
             Joint::Mixed(weights) => match side_by_side(&base) {
+                Some(parts) if by_place => Proj::new(places::LinearByPlace {
+                    base,
+                    count: parts.len(),
+                    parts: weighted(weights, parts),
+                }),
                 Some(parts) => Proj::new(blend::BlendLinear {
                     base,
                     parts: weighted(weights, parts),
@@ -91,8 +96,13 @@ impl Joint {
     }
 
     pub(super) fn attends(self, parts: Vec<Option<AttendSlot>>) -> AttendSlot {
+        let by_place = self.is_by_place();
         match self {
             Joint::InTurn => AttendSlot::new(seams::OnlyAttend { parts }),
+            Joint::Mixed(weights) if by_place => AttendSlot::new(places::AttendByPlace {
+                count: parts.len(),
+                parts: weighted(weights, parts),
+            }),
             Joint::Mixed(weights) => AttendSlot::new(blend::BlendAttend {
                 parts: weighted(weights, parts),
             }),

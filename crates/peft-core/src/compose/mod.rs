@@ -9,6 +9,7 @@ mod check;
 mod copies;
 mod joint;
 mod part;
+mod places;
 mod seams;
 mod trained;
 
@@ -152,6 +153,11 @@ impl<C: Composition> Method for C {
         self.joint().linear(base, parts.len(), |index, base| {
             parts[index].project(index, site, base, init)
         })
+    }
+
+    fn needs_bare_layers(&self) -> bool {
+        let mut parts = Method::parts(self).iter();
+        parts.any(|part| part.method().needs_bare_layers())
     }
 
     /// Refused, as by [`Method::check`]: which part of the weight is frozen cannot be the matter of

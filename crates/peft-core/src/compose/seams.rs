@@ -206,6 +206,11 @@ impl Projection for Within {
     fn base(&self) -> Option<Proj> {
         self.part.base()
     }
+    fn steady(&self, pass: &Pass<'_>) -> Option<Proj> {
+        let part = self.part.steady(&pass.part(self.index))?;
+        let index = self.index;
+        Some(Proj::new(Within { index, part }))
+    }
 }
 
 impl Projection for Below {

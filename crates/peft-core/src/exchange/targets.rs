@@ -20,34 +20,35 @@ pub fn path_ends_with(path: &str, name: &str) -> bool {
 ///
 /// A plain list of names that each match a layer stays as it is; anything else becomes the list of
 /// full paths it selects. Returns the names beside them that match no linear layer of the blocks:
-/// an embedding, a head, or nothing.
+/// an embedding, a head, or nothing. As in PEFT no layers to transform stand for all, and a target
+/// named by its whole path is one whatever its layer.
 ///
 /// # Errors
-/// If nothing is selected, or a pattern is no regular expression.
+/// If nothing is selected, a pattern is no regular expression, or layers are no whole numbers.
 pub fn resolve_targets(
     fields: &mut Fields,
     geometry: &Geometry,
 ) -> Result<(Targets, Vec<String>), CoreError> {
     let wanted = fields.require::<Value>("target_modules")?;
     let excluded = fields.take::<Value>("exclude_modules")?;
-    let layers = fields.take::<Value>("layers_to_transform")?;
+    let layers = layers_to_transform(fields)?;
     let layers_pattern = fields.take::<Value>("layers_pattern")?.is_some();
     let wanted = Names::new(&wanted, "target_modules", fields)?;
     let excluded = match &excluded {
         Some(value) => Some(Names::new(value, "exclude_modules", fields)?),
         None => None,
     };
-    let layers: Option<Vec<usize>> = match layers {
-        None => None,
-        Some(Value::Number(one)) => Some(vec![one.as_u64().unwrap_or(u64::MAX) as usize]),
-        Some(many) => serde_json::from_value(many).ok(),
+    let in_layers = |site: &Site| {
+        let number = site.layer as i64;
+        let listed = |layers: &Vec<i64>| layers.contains(&number);
+        layers.as_ref().is_none_or(listed) || wanted.names_whole(&site.path)
     };
     let selected: Vec<_> = geometry
         .sites
         .iter()
         .filter(|site| wanted.matches(&site.path))
         .filter(|site| !excluded.as_ref().is_some_and(|e| e.matches(&site.path)))
-        .filter(|site| layers.as_ref().is_none_or(|l| l.contains(&site.layer)))
+        .filter(|site| in_layers(site))
         .collect();
     let stray = wanted.names_matching_none(geometry);
     if selected.is_empty() && stray.is_empty() {
@@ -68,6 +69,20 @@ pub fn resolve_targets(
         _ => Targets::Many(selected.iter().map(|site| site.path.clone()).collect()),
     };
     Ok((targets, stray))
+}
+
+/// Takes `layers_to_transform`: a number, or a list of them, which is off where it is empty.
+fn layers_to_transform(fields: &mut Fields) -> Result<Option<Vec<i64>>, CoreError> {
+    let key = "layers_to_transform";
+    let Some(found) = fields.take::<Value>(key)? else {
+        return Ok(None);
+    };
+    let parsed = match found.as_i64() {
+        Some(one) => Ok(vec![one]),
+        None => serde_json::from_value(found.clone()),
+    };
+    let layers: Vec<i64> = parsed.map_err(|_| fields.unsupported(key, &found, "whole numbers"))?;
+    Ok((!layers.is_empty()).then_some(layers))
 }
 
 /// Takes `target_modules` and `exclude_modules` over other modules than linear layers; returns those
@@ -145,6 +160,11 @@ impl Names {
         }
     }
 
+    /// Whether this whole path is one of the names.
+    fn names_whole(&self, path: &str) -> bool {
+        matches!(self, Self::Many(names) if names.iter().any(|name| name == path))
+    }
+
     fn names_matching_none(&self, geometry: &Geometry) -> Vec<String> {
         let Self::Many(names) = self else {
             return Vec::new();
@@ -199,7 +219,7 @@ pub fn peft_names(selected: &[&str], geometry: &Geometry) -> Vec<String> {
 }
 
 /// A pattern table (`rank_pattern`, `alpha_pattern`) as values by full path, for the targets that
-/// a key matches. As in PEFT a key is a regular expression for the end of the path in whole
+/// a key matches, the token embedding among them where it is one. As in PEFT a key is a regular expression for the end of the path in whole
 /// components, and the first that matches counts.
 ///
 /// # Errors
@@ -219,14 +239,18 @@ pub fn resolve_pattern<T: serde::de::DeserializeOwned>(
         patterns.push((regex, value));
     }
     let mut resolved = BTreeMap::new();
-    for site in geometry.sites.iter().filter(|site| targets.contains(site)) {
-        let first = patterns
-            .iter()
-            .find(|(regex, _)| regex.is_match(&site.path));
+    let sites = geometry.sites.iter().filter(|site| targets.contains(site));
+    let table = Some(&geometry.table).filter(|table| targets.name_table(table));
+    let paths = sites.map(|site| &site.path);
+    for path in paths.chain(table.map(|table| &table.path)) {
+        let first = patterns.iter().find(|(regex, _)| regex.is_match(path));
         let Some((_, value)) = first else { continue };
         let parsed = serde_json::from_value(value.clone());
         let parsed = parsed.map_err(|e| fields.unsupported(key, value, &e.to_string()))?;
-        resolved.insert(site.path.clone(), parsed);
+        resolved.insert(path.clone(), parsed);
     }
     Ok(resolved)
 }
+
+#[cfg(test)]
+mod tests;

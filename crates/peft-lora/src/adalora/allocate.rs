@@ -64,20 +64,17 @@ impl Allocator {
         }
     }
 
-    /// Follows the importances of a layer's factors, and gives the score of every triplet.
-    fn score(&mut self, layer: &AdaLoraLinear, step: &Step<'_>) -> Vec<f32> {
-        let a = self.entries(&layer.a, step).mean_dim(0).reshape([-1]);
-        let b = self.entries(&layer.b, step).mean_dim(1).reshape([-1]);
-        let e = self.entries(&layer.e, step);
-        let scores: Tensor<1> = e + a + b;
-        scores.into_data().iter::<f32>().collect()
+    /// Follows the importances of a layer's factors.
+    fn follow_layer(&mut self, layer: &AdaLoraLinear, step: &Step<'_>) {
+        self.follow(&layer.a, step);
+        self.follow(&layer.b, step);
+        self.follow(&layer.e, step);
     }
 
-    /// The importance of every entry of a parameter; it changes only before the last pruning, and
-    /// where there is a gradient.
-    fn entries<const D: usize>(&mut self, param: &Param<Tensor<D>>, step: &Step<'_>) -> Tensor<D> {
+    /// Follows the importance of every entry of a parameter; it changes only before the last pruning,
+    /// and where there is a gradient.
+    fn follow<const D: usize>(&mut self, param: &Param<Tensor<D>>, step: &Step<'_>) {
         let value = param.val().without_autodiff();
-        let shape = value.dims();
         let old = self.importance.remove(&param.id);
         let old = old.unwrap_or_else(|| Importance::none(&value));
         let grad = step.gradients.get::<D>(param.id);
@@ -85,9 +82,22 @@ impl Allocator {
             Some(grad) => old.followed_by((value * grad).abs().reshape([-1]), self),
             None => old,
         };
-        let entries = new.sensitivity.clone() * new.uncertainty.clone();
         self.importance.insert(param.id, new);
-        entries.reshape(shape)
+    }
+
+    /// The score of every triplet of a layer.
+    fn score(&self, layer: &AdaLoraLinear) -> Vec<f32> {
+        let a = self.entries(&layer.a).mean_dim(0).reshape([-1]);
+        let b = self.entries(&layer.b).mean_dim(1).reshape([-1]);
+        let scores: Tensor<1> = self.entries(&layer.e) + a + b;
+        scores.into_data().iter::<f32>().collect()
+    }
+
+    /// The importance of every entry of a parameter.
+    fn entries<const D: usize>(&self, param: &Param<Tensor<D>>) -> Tensor<D> {
+        let own = &self.importance[&param.id];
+        let entries = own.sensitivity.clone() * own.uncertainty.clone();
+        entries.reshape(param.lazy_shape().dims::<D>())
     }
 }
 
@@ -129,11 +139,14 @@ impl Regulator for Allocator {
         if step.number <= self.budget.last {
             let mut layers = Layers(Vec::new());
             model.operate(&mut layers);
-            let scores = layers.0.iter().map(|layer| self.score(layer, step));
-            let scores: Vec<Vec<f32>> = scores.collect();
-            let all = scores.iter().map(Vec::len).sum();
-            if let Some(kept) = self.budget.at(step.number, all, layers.0.len()) {
-                let ids = layers.0.iter().map(|layer| layer.e.id);
+            let layers = layers.0;
+            layers
+                .iter()
+                .for_each(|layer| self.follow_layer(layer, step));
+            let all = layers.iter().map(AdaLoraLinear::rank).sum();
+            if let Some(kept) = self.budget.at(step.number, all, layers.len()) {
+                let scores: Vec<_> = layers.iter().map(|layer| self.score(layer)).collect();
+                let ids = layers.iter().map(|layer| layer.e.id);
                 self.kept = ids.zip(keep_best(&scores, kept)).collect();
                 model.operate(&mut Mask(&self.kept));
             }

@@ -1,7 +1,10 @@
 use super::*;
-use crate::family::testing::{computes, device, site, stirred};
+use crate::cayley::cayley;
+use crate::family::testing::{computes, device, largest, site, stirred};
+use burn::module::Module;
 use burn::tensor::TensorData;
-use peft_core::Role;
+use peft_core::contract::random;
+use peft_core::{Pass, Role};
 
 peft_core::contract_tests!(Boft);
 
@@ -62,7 +65,38 @@ fn check(butterfly_factors: usize, block_size: usize) {
     let pass = Pass::new();
     let weight = plain_rotation(layer, 16).matmul(layer.base.weight(&pass));
     let weight = weight * layer.scale.val().unsqueeze();
-    computes(&proj, &pass, weight, layer.base.bias().unwrap());
+    let bias = layer.base.bias().unwrap();
+    computes(&proj, &pass, weight.clone(), bias.clone());
+    let used = proj.valid();
+    let steady = used.steady(&pass).unwrap();
+    computes(
+        &steady,
+        &pass,
+        weight.without_autodiff(),
+        bias.without_autodiff(),
+    );
+}
+
+#[test]
+fn few_rows_and_many_are_turned_alike() {
+    let boft = Boft {
+        block_size: 4,
+        butterfly_factors: 3,
+        ..Boft::default()
+    };
+    let proj = stirred(&boft, &site(Role::Query, 32, 5));
+    let layer: &BoftLinear = proj.downcast_ref().unwrap();
+    assert_eq!(layer.width(), 16);
+    let x = random([1, 40, 32], &device());
+    let many = layer.turned(x.clone());
+    for at in [0, 39] {
+        let row = layer.turned(x.clone().narrow(1, at, 1));
+        assert!(largest(row - many.clone().narrow(1, at, 1)) < 1e-5);
+    }
+    let gradient = |y: Tensor<3>| layer.rotation.grad(&y.square().sum().backward()).unwrap();
+    let few = (0..40).map(|at| layer.turned(x.clone().narrow(1, at, 1)));
+    let few = gradient(Tensor::cat(few.collect(), 1));
+    assert!(largest(gradient(many) - few) < 1e-3);
 }
 
 #[test]

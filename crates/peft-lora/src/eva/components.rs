@@ -53,8 +53,8 @@ impl Scatter {
     ///
     /// # Errors
     /// If fewer tokens were counted than that takes, or an input was not finite.
-    pub(super) fn components(self, site: &Site, most: usize) -> Result<Components, CoreError> {
-        let moments = self.moments.filter(|_| self.count > most as f64);
+    pub(super) fn components(&self, site: &Site, most: usize) -> Result<Components, CoreError> {
+        let moments = self.moments.as_ref().filter(|_| self.count > most as f64);
         let Some((_, products)) = moments else {
             let found = format!("so few that `{}` saw {} tokens", site.path, self.count);
             let expected = format!(
@@ -73,7 +73,7 @@ impl Scatter {
             let key = format!("variance of what goes into {}", site.path);
             return Err(CoreError::bad_value(&key, variance, "finite numbers"));
         }
-        let (axes, squares) = factor::axes(&products, most);
+        let (axes, squares) = factor::axes(products, most);
         // Inputs that never vary explain nothing.
         let share = |square: &f64| square.max(0.0) / variance.max(f64::MIN_POSITIVE);
         Ok(Components {
@@ -85,7 +85,7 @@ impl Scatter {
 }
 
 /// Directions in which inputs vary, and how much.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Components {
     /// The share of the variance that each explains, largest first.
     pub(super) shares: Vec<f64>,

@@ -1,3 +1,4 @@
+use super::components::Scatter;
 use super::*;
 use crate::family::testing::{largest, site};
 use burn::linalg;
@@ -154,6 +155,36 @@ fn without_room_to_move_the_ranks_and_the_parameters_are_those_of_lora() {
         found.parameters(&geometry),
         eva.lora().parameters(&geometry)
     );
+}
+
+#[test]
+fn layers_that_read_the_same_share_their_components_and_others_do_not() {
+    let device = Device::flex();
+    let named = |layer, role| Site {
+        layer,
+        path: format!("{layer}.{role:?}"),
+        ..site(role, 6, 3)
+    };
+    let (query, key) = (named(0, Role::Query), named(0, Role::Key));
+    let (down, above) = (named(0, Role::Down), named(1, Role::Query));
+    let sites = [&query, &key, &down, &above];
+    let (mut inputs, mut alone) = (Inputs::default(), [0; 4].map(|_| Scatter::default()));
+    for _ in 0..2 {
+        let (x, y) = (random([2, 8, 6], &device), random([2, 8, 6], &device));
+        let ones = Tensor::ones([2, 8], &device);
+        let given = [x.clone(), x.clone(), y, x];
+        for ((site, scatter), x) in sites.iter().zip(&mut alone).zip(given) {
+            inputs.add(site, x.clone(), ones.clone());
+            scatter.add(x, ones.clone());
+        }
+    }
+    assert_eq!(inputs.gathered(), 3);
+    let found = inputs.components(&sites, |_| 4).unwrap();
+    for ((found, scatter), site) in found.iter().zip(&alone).zip(sites) {
+        let expected = scatter.components(site, 4).unwrap();
+        assert_eq!(found.shares, expected.shares);
+        assert_eq!(found.first(4, true), expected.first(4, true));
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn plain(spectrum: &[f32], places: &[usize], d_in: usize, d_out: usize) -> Tenso
     Tensor::from_data(TensorData::new(values, [d_in, d_out]), &device())
 }
 
-fn check(n_frequency: usize, narrow: bool) {
+fn check(n_frequency: usize) {
     let method = FourierFt {
         n_frequency,
         scaling: 40.0,
@@ -28,10 +28,9 @@ fn check(n_frequency: usize, narrow: bool) {
     };
     let proj = stirred(&method, &site(Role::Query, 12, 10));
     let layer: &FourierLinear = proj.downcast_ref().unwrap();
-    assert_eq!(layer.is_narrow(), narrow);
-    let tables = Tables::new(&method, 12, 10, &Init::new(0, &device()));
+    let places = Places::new(&method, (12, 10), &Init::new(0, &device()));
     let shared = SharedSlot::new(FourierShared {
-        tables: vec![tables],
+        places: vec![places],
     });
     let pass = Pass::with_shared(Some(&shared));
     let spectrum: Vec<f32> = layer.spectrum.val().into_data().try_to_vec().unwrap();
@@ -42,17 +41,12 @@ fn check(n_frequency: usize, narrow: bool) {
 }
 
 #[test]
-fn few_frequencies_give_the_inverse_transform_through_the_tables() {
-    check(2, true);
+fn few_and_many_frequencies_give_the_inverse_transform() {
+    [1, 2, 30, 120].into_iter().for_each(check);
 }
 
 #[test]
-fn many_frequencies_give_it_through_a_dense_update() {
-    check(30, false);
-}
-
-#[test]
-fn layers_of_one_shape_share_their_tables() {
+fn layers_of_one_shape_share_their_places() {
     let mut init = Init::new(0, &device());
     let toy: peft_core::toy::Toy = peft_core::contract::ContractHost::build(&mut init);
     let method = FourierFt {
@@ -60,17 +54,13 @@ fn layers_of_one_shape_share_their_tables() {
         targets: Targets::all_linear(),
         ..FourierFt::default()
     };
-    let model = peft_core::adapt(toy, &method, None, &mut init).unwrap();
+    let geometry = peft_core::Host::geometry(&toy);
+    let shared = method.shared(&geometry, &mut init).unwrap();
+    let pass = Pass::with_shared(Some(&shared));
+    let shared: &FourierShared = pass.shared();
     // Twelve layers in three shapes.
-    let rows = peft_core::state::parameters(&model);
-    let tables = rows.iter().filter(|row| row.name.ends_with("inputs"));
-    assert_eq!(tables.count(), 3);
-    assert_eq!(
-        rows.iter()
-            .filter(|row| row.name.ends_with("spectrum"))
-            .count(),
-        12
-    );
+    assert_eq!(shared.places.len(), 3);
+    assert_eq!(selected(&method.targets, &geometry).count(), 12);
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl GatedLora {
         Self {
             a: Param::from_tensor(init.kaiming_uniform([site.d_in, rank], site.d_in)),
             b: Param::from_tensor(init.zeros([rank, site.d_out])),
-            gate: Gate::new(site.d_in, init),
+            gate: Gate::new(site.d_in, init).counting(lora.counts_padding),
             dropout: DropoutConfig::new(lora.dropout).init(),
             base,
         }

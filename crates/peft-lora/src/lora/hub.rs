@@ -33,12 +33,14 @@ pub(super) fn read(fields: &mut Fields, geometry: &Geometry) -> Result<Option<Lo
     let Some(targets) = roles.collect::<Option<Vec<String>>>() else {
         return Err(fields.unsupported("attn_matrices", &json!(matrices), "of `q`, `k` and `v`"));
     };
+    let gating = Gate::from_adapter_hub(fields, geometry)?;
     Ok(Some(Lora {
         rank: fields.require("r")?,
         alpha: fields.require("alpha")?,
         dropout: fields.take("dropout")?.unwrap_or(0.0),
         targets: Targets::Many(targets),
-        gating: Gate::from_adapter_hub(fields, geometry)?,
+        gating,
+        counts_padding: gating,
         ..Lora::default()
     }))
 }
@@ -58,6 +60,7 @@ pub(super) fn write(lora: &Lora, geometry: &Geometry, name: &str) -> Option<Fore
         dropout: lora.dropout,
         targets: lora.targets.clone(),
         gating: lora.gating,
+        counts_padding: lora.counts_padding,
         ..Lora::default()
     };
     let gated = lora.gating && !Gate::is_known_to_adapter_hub(geometry);

@@ -91,12 +91,6 @@ impl LoraLinear {
         }
     }
 
-    /// The layer with `A` as it is for good.
-    pub(crate) fn with_frozen_a(self) -> Self {
-        let a = self.a.set_require_grad(false);
-        Self { a, ..self }
-    }
-
     /// The layer before this part was taken out of it.
     fn whole(&self, part: &Factors, pass: &Pass<'_>) -> Dense {
         let weight = self.base.weight(pass) + part.product().mul_scalar(self.scaling);

@@ -1,6 +1,7 @@
 //! LoRA in HF PEFT's format.
 
 use peft_core::exchange::{path_ends_with, peft_targets, resolve_pattern, resolve_targets};
+use peft_core::geometry::{Part, is_part_of};
 use peft_core::{CoreError, Fields, Foreign, Geometry, Rule, Targets};
 use serde_json::{Map, Value, json};
 
@@ -29,7 +30,8 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
     // Other starts than these change the base weights, which an adapter's file does not hold.
     let plain_starts = [json!(true), json!(false), json!("gaussian")];
     fields.allow("init_lora_weights", &plain_starts)?;
-    fields.ignore(&["fan_in_fan_out", "qalora_group_size", "ensure_weight_tying"]);
+    fields.ignore(&["fan_in_fan_out", "qalora_group_size"]);
+    let ties_weights = fields.take("ensure_weight_tying")?.unwrap_or(false);
     let (targets, stray) = resolve_targets(fields, geometry)?;
     let (targets, head) = with_embedding(targets, stray, geometry);
     if let Some(name) = head {
@@ -38,7 +40,7 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
             known: "the linear layers of the blocks and the token embedding".into(),
         });
     }
-    Ok(Lora {
+    let lora = Lora {
         rank: fields.require("r")?,
         alpha: fields.take("lora_alpha")?.unwrap_or(8.0),
         dropout: fields.take("lora_dropout")?.unwrap_or(0.0),
@@ -50,7 +52,26 @@ pub(crate) fn read_fields(fields: &mut Fields, geometry: &Geometry) -> Result<Lo
         modules_to_save: fields.modules_to_save(geometry)?,
         targets,
         gating: false,
-    })
+        counts_padding: false,
+    };
+    match ties_weights && adapts_tied_head(&lora, geometry) {
+        false => Ok(lora),
+        true => {
+            let expected = "false where the embedding is adapted or saved and the head is tied to \
+                            it: the head's part of such a file has no place here";
+            Err(fields.unsupported("ensure_weight_tying", &json!(true), expected))
+        }
+    }
+}
+
+/// Whether PEFT, asked to keep weights tied, adapts the head with the embedding. Elsewhere the
+/// setting does nothing, and PEFT says so.
+fn adapts_tied_head(lora: &Lora, geometry: &Geometry) -> bool {
+    let own_head = geometry.params.iter().any(|p| p.part == Part::Head);
+    let table = &geometry.table;
+    let mut saved = lora.modules_to_save.iter();
+    let names_table = lora.embeds(table) || saved.any(|name| is_part_of(name, &table.path));
+    !own_head && names_table
 }
 
 /// Adds the embedding if it is among the names that match no linear layer. Also gives the first of

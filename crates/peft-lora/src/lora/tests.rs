@@ -48,6 +48,62 @@ fn a_pattern_that_matches_no_target_is_refused() {
 }
 
 #[test]
+fn patterns_reach_the_embedding_where_it_is_a_target() {
+    let geometry = geometry();
+    let with = |targets: serde_json::Value| -> Lora {
+        let keys = serde_json::json!({
+            "rank": 4, "alpha": 8, "targets": targets,
+            "rank_pattern": {"embedding": 2}, "alpha_pattern": {"embedding": 6},
+        });
+        serde_json::from_value(keys).unwrap()
+    };
+    let lora = with(serde_json::json!(["query", "embedding"]));
+    lora.check(&geometry).unwrap();
+    let table = &geometry.table;
+    assert_eq!(lora.rank_at(&table.path), 2);
+    assert_eq!(lora.scaling_at(&table.path), 3.0);
+    // Two targets of rank 4, and the table.
+    let expected = 2 * 4 * (8 + 8) + 2 * (table.rows + table.width);
+    assert_eq!(lora.parameters(&geometry), expected);
+    let error = with(serde_json::json!(["query"])).check(&geometry);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("is embedding, expected"), "{error}");
+    // And come back from PEFT's form.
+    let mut fields = Fields::new("x", lora.peft(&geometry).unwrap().fields);
+    let read = Lora::from_peft(&mut fields, &geometry).unwrap().unwrap();
+    assert_eq!(read.scaling_at(&table.path), 3.0);
+    assert_eq!(read.parameters(&geometry), expected);
+}
+
+#[test]
+fn a_file_that_ties_the_head_to_an_adapted_embedding_is_refused() {
+    let read = |own: serde_json::Value, tied: bool| {
+        let mut geometry = geometry();
+        if tied {
+            geometry.params.retain(|param| !param.name.contains("head"));
+        }
+        let mut fields = serde_json::json!({
+            "peft_type": "LORA", "r": 2, "target_modules": ["query"],
+            "ensure_weight_tying": true,
+        });
+        let table = fields.as_object_mut().unwrap();
+        table.extend(own.as_object().unwrap().clone());
+        let mut fields = Fields::new("adapter_config.json", table.clone());
+        Lora::from_peft(&mut fields, &geometry).map_err(|e| e.to_string())
+    };
+    for own in [
+        serde_json::json!({"target_modules": ["query", "embedding"]}),
+        serde_json::json!({"modules_to_save": ["embedding"]}),
+    ] {
+        let error = read(own.clone(), true).unwrap_err();
+        assert!(error.contains("`ensure_weight_tying`"), "{error}");
+        // PEFT warns and goes on where there is nothing to tie.
+        assert!(read(own, false).is_ok());
+    }
+    assert!(read(serde_json::json!({}), true).is_ok());
+}
+
+#[test]
 fn modules_to_save_are_trained_whole_and_counted() {
     let lora = Lora {
         rank: 1,

@@ -12,7 +12,10 @@ fn the_entries_above_the_diagonal_are_filled_row_by_row() {
         [[[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]]],
         &device,
     );
-    assert_eq!(largest(skew_symmetric(entries, 3) - expected), 0.0);
+    assert_eq!(
+        largest(Skew::new(3, &device).matrices(entries) - expected),
+        0.0
+    );
 }
 
 fn check(oft: &Oft) {
@@ -27,7 +30,15 @@ fn check(oft: &Oft) {
         block.matmul(weight.clone().narrow(0, at * size, size))
     });
     let weight = Tensor::cat(turned.collect(), 0);
-    computes(&proj, &pass, weight, layer.base.bias().unwrap());
+    let bias = layer.base.bias().unwrap();
+    computes(&proj, &pass, weight.clone(), bias.clone());
+    let steady = proj.valid().steady(&pass).unwrap();
+    computes(
+        &steady,
+        &pass,
+        weight.without_autodiff(),
+        bias.without_autodiff(),
+    );
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub struct ReLoraLinear {
     pub(super) merged_a: Buffer,
     /// `[merges * rank, d_out]`, likewise.
     pub(super) merged_b: Buffer,
+    /// Whether the stacks are known to hold nothing, and are left out. Only a run of training knows:
+    /// values may be put into a layer at any time before.
+    pub(super) empty: bool,
     dropout: Dropout,
     scaling: f64,
 }
@@ -31,6 +34,7 @@ impl ReLoraLinear {
             b: Param::from_tensor(init.zeros([rank, site.d_out])),
             merged_a: Buffer::new(init.zeros([site.d_in, all])),
             merged_b: Buffer::new(init.zeros([all, site.d_out])),
+            empty: false,
             dropout: DropoutConfig::new(relora.dropout).init(),
             scaling: relora.alpha / rank as f64,
             base,
@@ -59,8 +63,15 @@ impl ReLoraLinear {
                 let zeros = old.zeros_like();
                 in_place_of(old, zeros)
             }),
+            empty: false,
             ..self
         })
+    }
+
+    /// The layer without the products of the stacks, if nothing was merged into them yet.
+    pub(super) fn without_empty_stacks(self) -> Self {
+        let empty = self.merged_b.val().abs().max().into_scalar::<f32>() == 0.0;
+        Self { empty, ..self }
     }
 
     /// The first rows of the lower stack that hold nothing yet.
@@ -90,8 +101,13 @@ impl Reweighted for ReLoraLinear {
 
     fn forward(&self, x: Tensor<3>, pass: &Pass<'_>) -> Tensor<3> {
         let y = self.base.forward(x.clone(), pass);
-        let h = kernels::linear(x.clone(), self.merged_a.val(), None);
-        let y = kernels::linear_onto(y, h, self.merged_b.val());
+        let y = match self.empty {
+            true => y,
+            false => {
+                let h = kernels::linear(x.clone(), self.merged_a.val(), None);
+                kernels::linear_onto(y, h, self.merged_b.val())
+            }
+        };
         let h = kernels::linear(self.dropout.forward(x), self.a.val(), None);
         kernels::linear_onto(y, h.mul_scalar(self.scaling), self.b.val())
     }

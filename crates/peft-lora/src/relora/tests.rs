@@ -47,6 +47,23 @@ fn a_merge_leaves_the_map_alone_and_starts_the_factors_again() {
     assert!(layer(&full).clone().merged(&mut init).is_none());
 }
 
+#[test]
+fn stacks_are_left_out_while_they_hold_nothing_and_only_then() {
+    let proj = stirred(&example(), &site(Role::Query, 6, 5));
+    let (pass, mut init) = (Pass::new(), Init::new(9, &device()));
+    let empty = layer(&proj).clone().without_empty_stacks();
+    let merged = empty.clone().merged(&mut init).unwrap();
+    let weight = proj.weight(&pass);
+    for (own, left_out) in [
+        (empty, true),
+        (merged.clone(), false),
+        (merged.without_empty_stacks(), false),
+    ] {
+        assert_eq!(own.empty, left_out);
+        computes(&Proj::new(own), &pass, weight.clone(), proj.bias().unwrap());
+    }
+}
+
 /// What the factors add to the weight.
 fn update(proj: &Proj) -> Tensor<2> {
     let layer = layer(proj);
