@@ -43,7 +43,7 @@ pub fn budget(model: &Adapted<Model>, base: &Geometry) -> Budget {
     }
 }
 
-/// Says which settings leave the method out of layers, where it put nothing into any.
+/// Says which settings leave out of layers what the method put there, where it put nothing into any.
 pub fn without_effect(model: &Adapted<Model>, train: &TrainConfig) -> Vec<String> {
     let layers = 0..model.host.geometry().layers;
     let bare = model.without_layers(&layers.collect());
@@ -53,6 +53,7 @@ pub fn without_effect(model: &Adapted<Model>, train: &TrainConfig) -> Vec<String
     let settings = [
         ("adapter_drop", train.adapter_drop.is_some()),
         ("stochastic_depth", train.stochastic_depth.is_some()),
+        ("adapter_dropout", train.adapter_dropout.is_some()),
     ];
     let set = settings.into_iter().filter(|(_, is_set)| *is_set);
     set.map(|(key, _)| {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::adversarial::Adversarial;
+use crate::layer_drop::AdapterDrop;
 
 const STUDY: &str = r#"
     name = "s"
@@ -88,7 +90,7 @@ fn impossible_values_are_refused_by_name() {
             "learning_rate = [1.0, 0.0]",
             "`train.learning_rate` is 0",
         ),
-        ("seeds = []", "", "`seeds` is 0 or empty"),
+        ("seeds = []", "", "`seeds` is empty"),
         ("tuning_seeds = 0", "", "`tuning_seeds` is 0"),
         (
             "seeds = [1, 2]\ntuning_seeds = 3",

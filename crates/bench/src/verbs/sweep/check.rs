@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
 use burn::tensor::Device;
@@ -94,6 +95,7 @@ impl Check<'_> {
 
     /// Checks one trial; a line of what it takes. So many bytes of its parameters are left out.
     fn line(&self, trial: &Trial, base: &Base, left_out: u64) -> Result<String> {
+        let trial = &trial.tokenized(&base.tokenizer)?;
         let (model, method) = (&base.model, trial.method(self.registry)?);
         let at = || of_method(trial);
         method.check(&base.geometry).with_context(at)?;
@@ -122,13 +124,17 @@ impl Check<'_> {
             if study[..index].iter().any(|seen| seen.label == trial.label) {
                 continue;
             }
-            let method = trial.method(self.registry)?;
+            let method = self.method(trial, base)?;
             let at = || of_method(trial);
             let model = base.with(&*method).with_context(at)?;
             Groups::new(&model, &*method, &trial.train).with_context(at)?;
             all.extend(trained(&model));
         }
         groups::check_used(&self.study.train, &all)
+    }
+
+    fn method(&self, trial: &Trial, base: &Base) -> Result<Arc<dyn Method>> {
+        Ok(trial.tokenized(&base.tokenizer)?.method(self.registry)?)
     }
 
     /// Bytes of a trial's parameters that take no part in training.
@@ -139,17 +145,19 @@ impl Check<'_> {
         ) {
             return Ok(0);
         }
-        let method = trial.method(self.registry)?;
+        let method = self.method(trial, base)?;
         let model = base.with(&*method).with_context(|| of_method(trial))?;
         Ok(budget::left_out(&model, &trial.train))
     }
 }
 
 impl Base {
-    /// The model with a method in it. How weights are stored is no matter here.
+    /// The model with a method in it. How weights are stored is no matter here, nor where it starts.
     fn with(&self, method: &dyn Method) -> Result<Adapted<Model>> {
         method.check(&self.geometry)?;
         parts::bring(method, &self.model, &self.device)?;
+        let blank = method.without_start();
+        let method = blank.as_deref().unwrap_or(method);
         let mut init = Init::new(0, &self.device);
         Ok(adapt(self.model.clone(), method, None, &mut init)?)
     }
