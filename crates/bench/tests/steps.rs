@@ -197,7 +197,8 @@ fn every_setting_of_groups_acts_in_a_trial_and_its_record_tells_it() {
         )
     };
     let (expected, told) = loss(&plain);
-    let settings: [(&str, fn(&mut TrainConfig)); 3] = [
+    type Setting = (&'static str, fn(&mut TrainConfig));
+    let settings: [Setting; 3] = [
         ("rates", |train| {
             train.rates = BTreeMap::from([("norms".into(), 0.5)]);
         }),
