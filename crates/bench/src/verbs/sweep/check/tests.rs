@@ -50,8 +50,9 @@ fn a_name_that_only_some_methods_train_is_fine_and_one_that_none_does_is_not() {
         )
         .unwrap();
     }
-    let error = listing("rates = { \"mlp.c_fc/b\" = 2.0 }", "").unwrap_err();
-    let expected = "`train.rates` names `mlp.c_fc/b`, which no method of the study trains";
+    // The place is in the model, and no method puts anything there.
+    let error = listing("rates = { \"ln_f/b\" = 2.0 }", "").unwrap_err();
+    let expected = "`train.rates` names `ln_f/b`, which no method of the study trains";
     assert!(error.to_string().contains(expected), "{error}");
 }
 
