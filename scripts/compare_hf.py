@@ -35,19 +35,25 @@ METHODS = {
 PACKAGES = ["torch", "transformers", "peft", "adapters", "bitsandbytes"]
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seq", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=30, help="timed steps, after two that are not")
+def parser(about, batch, seq, steps):
+    """What every comparison takes, with this much work where nothing else is asked for."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--seq", type=int, default=seq)
+    parser.add_argument("--steps", type=int, default=steps, help="timed steps, after two that are not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between steps, for idle threads to fall asleep")
     parser.add_argument("--only", help="methods whose name contains this")
     parser.add_argument("--binary", default="target/release/peft-bench")
-    parser.add_argument("--burn-lora", help="binary of the example burn_lora, timed as a third side of LoRA")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--python-side", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
+
+
+def arguments():
+    taken = parser(__doc__, batch=8, seq=128, steps=30)
+    taken.add_argument("--burn-lora", help="binary of the example burn_lora, timed as a third side of LoRA")
+    return taken.parse_args()
 
 
 def python_side(args):

@@ -10,12 +10,10 @@ of MiniLM's shape (6 layers, 384 wide) with random weights and a classifier: one
 AdamW, all linear layers of the blocks where the method goes by layer. Both sides train equally many
 values, or the script ends. Writes `methods.json` with every figure and `methods.md` with the table.
 """
-import argparse
 import json
-import pathlib
 import sys
 
-from compare_hf import Side, machine, peak_mb, speedup, taking_turns, timed_steps
+from compare_hf import machine, parser, peak_mb, speedup, taking_turns, timed_steps
 
 LINEAR = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
@@ -105,20 +103,6 @@ METHODS = {
 }
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seq", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=12, help="timed steps, after two that are not")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between steps, for idle threads to fall asleep")
-    parser.add_argument("--only", help="methods whose name contains this")
-    parser.add_argument("--binary", default="target/release/peft-bench")
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--python-side", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 def python_side(args):
     """Trains with the Python libraries in this process and prints a JSON line."""
     import torch
@@ -166,7 +150,7 @@ def table(results):
 
 
 def main():
-    args = arguments()
+    args = parser(__doc__, batch=32, seq=48, steps=12).parse_args()
     if args.python_side:
         return python_side(args)
     names = [n for n in METHODS if not args.only or args.only.lower() in n.lower()]
